@@ -1,0 +1,89 @@
+// exp-based activations on vectors. Errors against libm: a few ulp; exact at 0, +-inf and saturation; NaN stays NaN.
+#pragma once
+
+#include "vector.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+    static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    static constexpr float log2e = 1.44269504088896341f;
+    static constexpr float ln2_high = 0.693145751953125f;  // 14 bits, so that n * ln2_high is exact
+    static constexpr float ln2_low = 1.42860682030941723e-6f;
+    static constexpr float largest = 88.722839f;    // n = 128 there: 2^n is inf
+    static constexpr float smallest = -87.336544f;  // n = -126: the last normal power
+    static constexpr float tanh_saturates = 10.0f;
+    static constexpr int mantissa = 23;
+    static constexpr uint32_t bias = 127;
+    // Taylor: on |r| <= ln2/2 the first term left out, r^8/8!, is below 6e-9.
+    static constexpr float taylor[] = {1.f / 5040, 1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f};
+};
+
+template <>
+struct ExpConstants<double> {
+    static constexpr double round_magic = 6755399441055744.0;  // 1.5 * 2^52
+    static constexpr double log2e = 1.44269504088896340736;
+    static constexpr double ln2_high = 6.93147180369123816490e-01;  // 33 bits
+    static constexpr double ln2_low = 1.90821492927058770002e-10;
+    static constexpr double largest = 709.78271289338399;
+    static constexpr double smallest = -708.39641853226408;
+    static constexpr double tanh_saturates = 20.0;
+    static constexpr int mantissa = 52;
+    static constexpr uint64_t bias = 1023;
+    // Taylor: the first term left out, r^14/14!, is below 5e-18.
+    static constexpr double taylor[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
+                                        1. / 362880,     1. / 40320,     1. / 5040,     1. / 720,
+                                        1. / 120,        1. / 24,        1. / 6,        .5};
+};
+
+template <class T>
+struct Power {
+    Vec<T> scale;   // 2^n
+    Vec<T> expm1;   // exp(r) - 1
+};
+
+// exp(x) = 2^n * exp(r) with |r| <= ln2/2, for smallest <= x <= largest.
+template <class T>
+inline Power<T> split_exp(Vec<T> x) {
+    using C = ExpConstants<T>;
+    const Vec<T> shifted = x * C::log2e + C::round_magic;
+    const Vec<T> n = shifted - C::round_magic;
+    const Vec<T> r = (x - n * C::ln2_high) - n * C::ln2_low;
+    Vec<T> p = splat<T>(C::taylor[0]);
+    for (size_t j = 1; j < sizeof(C::taylor) / sizeof(T); ++j) p = p * r + C::taylor[j];
+    const VecBits<T> exponent = ((VecBits<T>)shifted + C::bias) << C::mantissa;
+    return {(Vec<T>)exponent, r + r * r * p};
+}
+
+template <class T>
+inline Vec<T> sigmoid(Vec<T> x) {
+    using C = ExpConstants<T>;
+    Vec<T> minus = -x;
+    minus = minus > C::largest ? splat<T>(C::largest) : minus;
+    minus = minus < C::smallest ? splat<T>(C::smallest) : minus;
+    const Power<T> e = split_exp<T>(minus);
+    return T(1) / (T(1) + (e.scale + e.scale * e.expm1));
+}
+
+template <class T>
+inline Vec<T> tanh(Vec<T> x) {
+    using C = ExpConstants<T>;
+    x = x > C::tanh_saturates ? splat<T>(C::tanh_saturates) : x;
+    x = x < -C::tanh_saturates ? splat<T>(-C::tanh_saturates) : x;
+    const Power<T> e = split_exp<T>(x + x);
+    const Vec<T> expm1 = e.scale * e.expm1 + (e.scale - T(1));
+    return expm1 / (expm1 + T(2));
+}
+
+template <class T>
+inline Vec<T> relu(Vec<T> x) {
+    return x < T(0) ? Vec<T>{} : x;
+}
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,238 @@
+// The forward pass of a stack of layers and directions: chunk by chunk of time, x through W_ih for the whole chunk,
+// then step by step h through W_hh and the cell.
+#include "reserve.h"
+#include "run.h"
+
+namespace rnnfast {
+namespace {
+
+// Rows of x that go through W_ih together, so that its panels serve many rows also when the batch is small.
+constexpr int64_t chunk_rows = 96;
+
+template <class T>
+class ForwardRun : Run<T> {
+    using Run<T>::s, Run<T>::R, Run<T>::G, Run<T>::N, Run<T>::sequence, Run<T>::kernel, Run<T>::plan, Run<T>::zeros,
+        Run<T>::everyone, Run<T>::group_barriers;
+
+public:
+    ForwardRun(const Shape& shape, const Forward<T>& call, int threads)
+        : Run<T>(shape, threads),
+          call(call),
+          reserve(shape, N),
+          gates(s.cell == Cell::lstm ? Columns::of_gates(s.H, kernel.lanes)
+                                     : Columns::of_matrix(s.H, kernel.lanes, plan.splits)),
+          projected(Columns::of_matrix(s.P, kernel.lanes, plan.splits)),
+          chunk_steps(std::max<int64_t>(1, std::min(s.T, chunk_rows / this->group_size()))) {
+        const int64_t rows_of_chunk = chunk_steps * this->group_size();
+        const bool inference = !call.reserve;
+        for (int64_t l = 0; l < s.L; ++l)
+            for (int64_t d = 0; d < s.D; ++d)
+                weights.push_back({Buffer<T>(gates.packed(s.input(l))), Buffer<T>(gates.packed(R)),
+                                   Buffer<T>(s.P ? projected.packed(s.H) : 0), Buffer<T>(G * s.H)});
+        if (inference && s.cell == Cell::lstm)
+            for (int g = 0; g < plan.directions * plan.row_groups; ++g)
+                z_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+        if (inference && s.P) m_step = Buffer<T>(s.D * s.B * s.H);
+        for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) {
+            if (inference) hidden[i] = Buffer<T>(N * s.D * R);
+            if (call.dropout) dropped[i] = Buffer<T>(N * s.D * R);
+        }
+        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk));
+    }
+
+    bool run() {
+        return run_parallel(plan.threads(), [this](int thread) { work(this->share(thread)); });
+    }
+
+private:
+    struct Weights {
+        Buffer<T> x, h, hr;  // packed W_ih (I,G*H), W_hh (R,G*H), W_hr (H,P), each transposed
+        Buffer<T> bias;      // b_ih + b_hh (G*H)
+    };
+    // Row pointers of one thread.
+    struct Rows {
+        explicit Rows(int64_t n) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), h(n), y(n) {}
+        Buffer<const T*> x, bias, h_prev, c_prev;
+        Buffer<T*> z, c, h, y;
+    };
+
+    void work(const Share& my) {
+        pack(my.thread, plan.threads());
+        everyone.wait();
+        for (int64_t l = 0; l < s.L; ++l) {
+            for (int64_t d = my.directions.begin; d < my.directions.end; ++d) sweep_forward(my, l, d);
+            if (l + 1 < s.L && plan.exchanges(s.D)) everyone.wait();
+        }
+    }
+
+    void pack(int thread, int count) {
+        const Range z = Range::part(gates.panels, thread, count), r = Range::part(projected.panels, thread, count);
+        const Range units = Range::part(G * s.H, thread, count);
+        for (int64_t i = 0; i < s.L * s.D; ++i) {
+            const Parameters<const T*>& p = call.parameters[i];
+            const Weights& to = weights[i];
+            const int64_t I = s.input(i / s.D);
+            kernel.pack_transposed(gates, I, p.w_ih, I, z.begin, z.end, to.x.get());
+            kernel.pack_transposed(gates, R, p.w_hh, R, z.begin, z.end, to.h.get());
+            if (s.P) kernel.pack_transposed(projected, s.H, p.w_hr, s.H, r.begin, r.end, to.hr.get());
+            for (int64_t j = units.begin; j < units.end; ++j) to.bias[j] = s.bias ? p.b_ih[j] + p.b_hh[j] : T(0);
+        }
+    }
+
+    const T* input(int64_t l) const {
+        if (l == 0) return call.x;
+        return call.dropout ? dropped[(l - 1) % 2].get() : output(l - 1);
+    }
+    T* output(int64_t l) const {
+        if (l == s.L - 1) return call.y;
+        return call.reserve ? call.reserve + reserve.hidden + l * N * s.D * R : hidden[l % 2].get();
+    }
+
+    void sweep_forward(const Share& my, int64_t l, int64_t d) {
+        const Range panels = this->my_panels(my, gates);
+        const Range units = this->columns_of(gates, panels);
+        const Range outputs = s.P ? this->columns_of(projected, this->my_panels(my, projected)) : units;
+        if (s.cell == Cell::lstm && !call.reserve) start_cells(my, l, d, units);
+        for (int64_t step0 = 0; step0 < s.T; step0 += chunk_steps) {
+            const int64_t step1 = std::min(s.T, step0 + chunk_steps);
+            project_input(my, l, d, step0, step1, panels);
+            int64_t first = 0;
+            for (int64_t step = step0; step < step1; ++step) {
+                first += s.cell == Cell::lstm ? lstm_step(my, l, d, step, first, panels)
+                                              : elman_step(my, l, d, step, first, panels);
+                group_barriers[my.group].wait();
+            }
+        }
+        finish(my, l, d, units, outputs);
+    }
+
+    // z = W_ih x + b of the steps of a chunk. Leaves their z rows, step after step, in rows.z.
+    void project_input(const Share& my, int64_t l, int64_t d, int64_t step0, int64_t step1, const Range& panels) {
+        const Direction way = this->direction(d);
+        const int64_t I = s.input(l);
+        const Weights& w = weights[this->sweep(l, d)];
+        Rows& to = rows[my.thread];
+        int64_t n = 0;
+        for (int64_t step = step0; step < step1; ++step) {
+            const int64_t t = way.time(step);
+            const Range batch = this->my_rows(my, t);
+            for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+                const int64_t row = sequence.row(t) + b;
+                to.x[n] = input(l) + row * I;
+                to.bias[n] = w.bias.get();
+                to.z[n] = z_row(my, l, d, row, n);
+            }
+        }
+        kernel.product({n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
+    }
+
+    // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
+    T* z_row(const Share& my, int64_t l, int64_t d, int64_t row, int64_t n) const {
+        if (s.cell != Cell::lstm) return output(l) + (row * s.D + d) * R;
+        if (!call.reserve) return z_chunk[my.group].get() + n * G * s.H;
+        return call.reserve + reserve.gates + (this->sweep(l, d) * N + row) * G * s.H;
+    }
+
+    const T* h_previous(const Direction& way, int64_t l, int64_t d, int64_t t, int64_t b) const {
+        return this->previous(way, t, b, output(l) + d * R, s.D * R, this->state(call.h0, l, d, b, R));
+    }
+
+    Product<T> recurrence(const Weights& w, Rows& to, int64_t n, int64_t first, const Range& panels) const {
+        T** z = to.z.get() + first;
+        return {n, R, to.h_prev.get(), 1, gates, panels.begin, panels.end, w.h.get(), z, z};
+    }
+
+    int64_t elman_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first, const Range& panels) {
+        const Direction way = this->direction(d);
+        const int64_t t = way.time(step);
+        const Range batch = this->my_rows(my, t);
+        Rows& to = rows[my.thread];
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) to.h_prev[n] = h_previous(way, l, d, t, b);
+        kernel.elman_step({recurrence(weights[this->sweep(l, d)], to, n, first, panels), s.cell == Cell::relu});
+        return n;
+    }
+
+    int64_t lstm_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first, const Range& panels) {
+        const Direction way = this->direction(d);
+        const int64_t t = way.time(step), i = this->sweep(l, d);
+        const Range batch = this->my_rows(my, t);
+        Rows& to = rows[my.thread];
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+            const int64_t row = sequence.row(t) + b;
+            to.h_prev[n] = h_previous(way, l, d, t, b);
+            to.y[n] = output(l) + (row * s.D + d) * R;
+            if (call.reserve) {
+                const T* cells = call.reserve + reserve.cells + i * N * s.H;
+                to.c_prev[n] = this->previous(way, t, b, cells, s.H, this->state(call.c0, l, d, b, s.H));
+                to.c[n] = call.reserve + reserve.cells + (i * N + row) * s.H;
+            } else {
+                to.c_prev[n] = to.c[n] = call.c_n + (i * s.B + b) * s.H;
+            }
+            to.h[n] = !s.P ? to.y[n] : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H : m_step.get() + (d * s.B + b) * s.H;
+        }
+        const Weights& w = weights[i];
+        kernel.lstm_step({recurrence(w, to, n, first, panels), call.reserve != nullptr, to.c_prev.get(), to.c.get(),
+                          to.h.get()});
+        if (s.P) {
+            group_barriers[my.group].wait();
+            const Range r = this->my_panels(my, projected);
+            kernel.product({n, s.H, to.h.get(), 1, projected, r.begin, r.end, w.hr.get(), nullptr, to.y.get()});
+        }
+        return n;
+    }
+
+    // Inference carries the cells in c_n.
+    void start_cells(const Share& my, int64_t l, int64_t d, const Range& units) {
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
+            copy_columns(call.c_n + (this->sweep(l, d) * s.B + b) * s.H, this->state(call.c0, l, d, b, s.H), units);
+    }
+
+    // Final states, and the output of this layer scaled by dropout for the next one.
+    void finish(const Share& my, int64_t l, int64_t d, const Range& units, const Range& outputs) {
+        const Direction way = this->direction(d);
+        const int64_t i = this->sweep(l, d);
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
+            const int64_t t = way.end(b), row = sequence.row(t) + b;
+            copy_columns(call.h_n + (i * s.B + b) * R, output(l) + (row * s.D + d) * R, outputs);
+            if (s.cell == Cell::lstm && call.reserve)
+                copy_columns(call.c_n + (i * s.B + b) * s.H, call.reserve + reserve.cells + (i * N + row) * s.H, units);
+        }
+        if (!call.dropout || l == s.L - 1) return;
+        for (int64_t t = 0; t < s.T; ++t) {
+            const Range batch = this->my_rows(my, t);
+            for (int64_t row = sequence.row(t) + batch.begin; row < sequence.row(t) + batch.end; ++row) {
+                const int64_t at = row * s.D * R + d * R;
+                multiply_columns(dropped[l % 2].get() + at, output(l) + at, call.dropout + l * N * s.D * R + at, outputs);
+            }
+        }
+    }
+
+    const Forward<T>& call;
+    const Reserve reserve;
+    const Columns gates, projected;
+    const int64_t chunk_steps;
+    std::vector<Weights> weights;   // [L*D]
+    std::vector<Buffer<T>> z_chunk;  // [groups], inference: rows (G,H) of one chunk
+    Buffer<T> m_step;               // (D,B,H), inference: o * tanh(c) before W_hr
+    Buffer<T> hidden[2];            // (N,D*R), inference: output of the layer below, by turns
+    Buffer<T> dropped[2];           // (N,D*R), the same after dropout
+    std::vector<Rows> rows;         // [threads]
+};
+
+}  // namespace
+
+int64_t Shape::rows() const { return Sequence(*this).N(); }
+
+int64_t reserve_per_row(const Shape& shape) { return Reserve(shape, 1).size; }
+
+template <class T>
+void forward(const Shape& shape, const Forward<T>& call, int threads) {
+    if (!ForwardRun<T>(shape, call, threads).run()) ForwardRun<T>(shape, call, 1).run();
+}
+
+template void forward<float>(const Shape&, const Forward<float>&, int);
+template void forward<double>(const Shape&, const Forward<double>&, int);
+
+}  // namespace rnnfast

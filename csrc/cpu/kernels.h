@@ -1,0 +1,111 @@
+// The table of kernels that each instruction set fills. Everything here works on rows given by pointers, so that
+// padded, packed, reversed and initial-state rows are all the same to it; threads, time and memory are the driver's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// Members that every instruction set's file sees must leave no shared copy behind: the linker would keep any one of them.
+#define RNNFAST_INLINE inline __attribute__((always_inline))
+
+namespace rnnfast {
+
+// How the columns of a matrix product are cut into panels of up to 4 vectors.
+//   gates == 4: a panel holds one vector of units for each LSTM gate; column of (gate, unit) is gate*size + unit.
+//   gates == 1: a panel holds neighbouring vectors; all panels have nearly the same width.
+struct Columns {
+    int64_t size;     // columns of one gate
+    int gates;        // 1 or 4
+    int lanes;        // numbers in a vector
+    int64_t panels;   // how many
+
+    RNNFAST_INLINE int64_t vectors() const { return (size + lanes - 1) / lanes; }
+    RNNFAST_INLINE int64_t first_vector(int64_t panel) const { return gates == 4 ? panel : panel * vectors() / panels; }
+    // Numbers that the packed panels of a (K, columns) matrix take.
+    RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * K; }
+
+    static RNNFAST_INLINE Columns of_gates(int64_t size, int lanes) { return {size, 4, lanes, (size + lanes - 1) / lanes}; }
+    // At least `min_panels` panels if there are that many vectors, so that as many threads can share the work.
+    static RNNFAST_INLINE Columns of_matrix(int64_t size, int lanes, int64_t min_panels) {
+        const int64_t vectors = (size + lanes - 1) / lanes;
+        const int64_t fewest = (vectors + 3) / 4;
+        const int64_t wanted = fewest > min_panels ? fewest : min_panels;
+        return {size, 1, lanes, vectors < wanted ? vectors : wanted};
+    }
+};
+
+// c[r][j] = init[r][j] + sum_k a[r][k * a_stride] * W(k, j) for rows r in [0, rows), panels [panel0, panel1).
+template <class T>
+struct Product {
+    int64_t rows;
+    int64_t K;
+    const T* const* a;
+    ptrdiff_t a_stride;
+    Columns columns;
+    int64_t panel0, panel1;
+    const T* packed;          // W, see pack_rows()
+    const T* const* init;     // nullptr: zeros; may be c
+    T* const* c;
+};
+
+// z = product, then the cell: c = f*c_prev + i*g, h = o*tanh(c).
+template <class T>
+struct LstmStep {
+    Product<T> product;       // into z rows (G,H); columns.of_gates
+    bool keep_gates;          // write the activated gates back into z
+    const T* const* c_prev;   // rows (H)
+    T* const* c;              // rows (H), may be c_prev
+    T* const* h;              // rows (H)
+};
+
+// h = tanh or relu of the product, in place.
+template <class T>
+struct ElmanStep {
+    Product<T> product;       // into h rows (H)
+    bool relu;
+};
+
+// dh = product, then dz of the gates and dc of the step before.
+template <class T>
+struct LstmStepBackward {
+    Product<T> product;          // into dh rows (H); K == 0: dh = init
+    const T* const* gates;       // rows (G,H), activated
+    const T* const* c;           // rows (H)
+    const T* const* c_prev;      // rows (H)
+    T* const* dc;                // rows (H), in: dL/dc_t carried from t+1; out: dL/dc_{t-1}
+    T* const* dz;                // rows (G,H)
+};
+
+template <class T>
+struct ElmanStepBackward {
+    Product<T> product;          // into dz rows (H), where dh becomes dz
+    const T* const* h;           // rows (H)
+    bool relu;
+};
+
+template <class T>
+struct Kernels {
+    int lanes;
+    int tile_rows;  // rows of c that one tile of the product holds
+    // Put panels [panel0, panel1) of a (K, columns) matrix side by side; columns that fill up a vector are zeros.
+    // packed(k, j) = w[j * stride + k]
+    void (*pack_transposed)(const Columns&, int64_t K, const T* w, ptrdiff_t stride, int64_t panel0, int64_t panel1,
+                            T* packed);
+    // packed(k, j) = rows[k][j]
+    void (*pack_rows)(const Columns&, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed);
+    void (*product)(const Product<T>&);
+    void (*lstm_step)(const LstmStep<T>&);
+    void (*elman_step)(const ElmanStep<T>&);
+    void (*lstm_step_backward)(const LstmStepBackward<T>&);
+    void (*elman_step_backward)(const ElmanStepBackward<T>&);
+    // sums[j] += sum_r rows[r][j] for r in [0, count), j in [0, size), one partial sum for all rows
+    void (*add_rows)(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums);
+    // Runs `rounds` rounds of independent multiply-adds; returns the number of floating-point operations done.
+    int64_t (*burn)(int64_t rounds);
+};
+
+// Kernels of the instruction set in use.
+template <class T>
+const Kernels<T>& kernels();
+
+}  // namespace rnnfast

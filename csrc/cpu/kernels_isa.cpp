@@ -1,0 +1,55 @@
+// Compiled once per instruction set with its own flags; see CMakeLists.txt. Only what the table points to leaves this
+// file, and no code that other files share (a template of the standard library, say) may be instantiated here: the
+// linker could pick this copy, with instructions the CPU lacks, for everybody.
+#include "cells.h"
+#include "isa.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+void add_rows(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums) {
+    constexpr int V = lanes_of<T>;
+    for (int64_t j = 0; j < size; j += V) {
+        const int n = int(size - j < V ? size - j : V);
+        Vec<T> sum = {};
+        for (int64_t r = 0; r < count; ++r) sum += load(rows + r * stride + j, n);
+        store(sums + j, load(sums + j, n) + sum, n);
+    }
+}
+
+template <class T>
+int64_t burn(int64_t rounds) {
+    constexpr int chains = 12;
+    Vec<T> sum[chains];
+    Vec<T> factor = splat(T(0.999)), term = splat(T(0.001));
+    for (int j = 0; j < chains; ++j) sum[j] = splat(T(j));
+    for (int64_t i = 0; i < rounds; ++i) {
+        keep_in_register(factor);
+        keep_in_register(term);
+#pragma GCC unroll 12
+        for (int j = 0; j < chains; ++j) {
+            sum[j] = sum[j] * factor + term;
+            keep_in_register(sum[j]);
+        }
+    }
+    return rounds * chains * lanes_of<T> * 2;
+}
+
+template <class T>
+constexpr Kernels<T> table = {
+    lanes_of<T>,           max_tile_rows,           pack_transposed<T>, pack_rows<T>, product<T>, lstm_step<T>, elman_step<T>,
+    lstm_step_backward<T>, elman_step_backward<T>, add_rows<T>,        burn<T>};
+
+}  // namespace
+
+template <>
+const Kernels<float>* RNNFAST_ISA_TABLE<float>() {
+    return &table<float>;
+}
+template <>
+const Kernels<double>* RNNFAST_ISA_TABLE<double>() {
+    return &table<double>;
+}
+
+}  // namespace rnnfast

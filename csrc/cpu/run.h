@@ -1,0 +1,106 @@
+// What the forward and the backward run of a stack have in common: who does what, and where the rows are.
+#pragma once
+
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "plan.h"
+#include "sequence.h"
+#include "threads.h"
+
+namespace rnnfast {
+
+// The share of one thread in every sweep (a sweep: one layer in one direction through time).
+struct Share {
+    int thread;
+    Range directions;
+    Range batch;       // its group's sequences
+    int group;         // number of its group among all groups of all teams
+    int split, splits;  // its part of the units
+};
+
+template <class T>
+class Run {
+protected:
+    Run(const Shape& shape, int threads)
+        : s(shape),
+          R(shape.recurrent()),
+          G(shape.gates()),
+          sequence(shape),
+          N(sequence.N()),
+          kernel(kernels<T>()),
+          plan(choose_plan(shape, threads, kernel.tile_rows, kernel.lanes, sizeof(T))),
+          zeros(std::max(R, s.H)),
+          group_barriers(plan.directions * plan.row_groups) {
+        std::fill_n(zeros.get(), std::max(R, s.H), T(0));
+        everyone.expect(plan.threads());
+        for (Barrier& barrier : group_barriers) barrier.expect(plan.splits);
+    }
+
+    // Sequences of the largest group.
+    int64_t group_size() const {
+        int64_t largest = 1;
+        for (int g = 0; g < plan.row_groups; ++g) {
+            const Range batch = sequence.group(g, plan.row_groups);
+            largest = std::max(largest, batch.end - batch.begin);
+        }
+        return largest;
+    }
+
+    Share share(int thread) const {
+        const int team = thread / (plan.row_groups * plan.splits);
+        const int group = thread / plan.splits;
+        return {thread,
+                Range::part(s.D, team, plan.directions),
+                sequence.group(group % plan.row_groups, plan.row_groups),
+                group,
+                thread % plan.splits,
+                plan.splits};
+    }
+
+    Direction direction(int64_t d) const { return {sequence, d == 1}; }
+    Range my_rows(const Share& my, int64_t t) const {
+        return {my.batch.begin, std::max(my.batch.begin, std::min(my.batch.end, sequence.size(t)))};
+    }
+    Range my_panels(const Share& my, const Columns& columns) const {
+        return Range::part(columns.panels, my.split, my.splits);
+    }
+    static Range columns_of(const Columns& columns, const Range& panels) {
+        return {columns.first_vector(panels.begin) * columns.lanes,
+                std::min(columns.size, columns.first_vector(panels.end) * columns.lanes)};
+    }
+    int64_t sweep(int64_t l, int64_t d) const { return l * s.D + d; }
+    // Sequence b of a (L*D,B,size) state, or of zeros.
+    const T* state(const T* start, int64_t l, int64_t d, int64_t b, int64_t size) const {
+        return start ? start + (sweep(l, d) * s.B + b) * size : zeros.get();
+    }
+    // The row before (t, b) in a direction: of `rows` if the sequence ran then, else the initial state.
+    const T* previous(const Direction& way, int64_t t, int64_t b, const T* rows, int64_t stride, const T* initial) const {
+        const int64_t before = t - way.stride();
+        return b < sequence.size(before) ? rows + (sequence.row(before) + b) * stride : initial;
+    }
+
+    const Shape& s;
+    const int64_t R, G;
+    const Sequence sequence;
+    const int64_t N;
+    const Kernels<T>& kernel;
+    const Plan plan;
+    Buffer<T> zeros;
+    Barrier everyone;
+    std::vector<Barrier> group_barriers;
+};
+
+template <class T>
+void copy_columns(T* to, const T* from, const Range& columns) {
+    std::copy(from + columns.begin, from + columns.end, to + columns.begin);
+}
+
+// to = a * b
+template <class T>
+void multiply_columns(T* to, const T* a, const T* b, const Range& columns) {
+    for (int64_t j = columns.begin; j < columns.end; ++j) to[j] = a[j] * b[j];
+}
+
+}  // namespace rnnfast

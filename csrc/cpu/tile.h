@@ -1,0 +1,177 @@
+// The matrix product under everything: MR rows times NV vectors of columns held in registers while k runs.
+#pragma once
+
+#include "kernels.h"
+#include "vector.h"
+
+namespace rnnfast {
+namespace {
+
+// Accumulators + broadcasts + one load fit the register file: 24 + 6 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 else.
+constexpr int max_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? 6 : 3;
+constexpr int max_tile_vectors = 4;
+// Rows of a panel that one pass of k takes: such a slice stays in the first-level cache while all row tiles use it.
+template <class T>
+constexpr int64_t k_block = 16384 / (max_tile_vectors * RNNFAST_VECTOR_BYTES) * (RNNFAST_VECTOR_BYTES == 64 ? 4 : 1);
+
+// c[r][v] = init[r][v] + sum_k a[r][k * a_stride] * panel[k][v]; neighbouring vectors of c and init lie c_stride apart.
+// The order of the sum does not depend on MR or NV, so neither do the results.
+template <class T, int MR, int NV>
+void tile(int64_t K, const T* const* a, ptrdiff_t a_stride, const T* panel, const T* const* init, T* const* c,
+          ptrdiff_t c_stride) {
+    constexpr int V = lanes_of<T>;
+    Vec<T> sum[MR][NV] = {};
+    const T* row[MR];
+    for (int r = 0; r < MR; ++r) row[r] = a[r];
+    ptrdiff_t at = 0;
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < K; ++k) {
+        Vec<T> s[MR];
+#pragma GCC unroll 6
+        for (int r = 0; r < MR; ++r) {
+            s[r] = splat(row[r][at]);
+            keep_in_register(s[r]);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+            Vec<T> b = load(panel + v * V);
+            keep_in_register(b);
+#pragma GCC unroll 6
+            for (int r = 0; r < MR; ++r) sum[r][v] += s[r] * b;
+        }
+        panel += NV * V;
+        at += a_stride;
+    }
+    for (int r = 0; r < MR; ++r)
+        for (int v = 0; v < NV; ++v) {
+            const Vec<T> start = init ? load(init[r] + v * c_stride) : Vec<T>{};
+            store(c[r] + v * c_stride, start + sum[r][v]);
+        }
+}
+
+template <class T>
+using Tile = void (*)(int64_t, const T* const*, ptrdiff_t, const T*, const T* const*, T* const*, ptrdiff_t);
+
+template <class T, int MR>
+constexpr Tile<T> tiles_of_rows[max_tile_vectors] = {tile<T, MR, 1>, tile<T, MR, 2>, tile<T, MR, 3>, tile<T, MR, 4>};
+
+template <class T>
+constexpr const Tile<T>* tiles[] = {
+    tiles_of_rows<T, 1>, tiles_of_rows<T, 2>, tiles_of_rows<T, 3>,
+#if RNNFAST_VECTOR_BYTES == 64
+    tiles_of_rows<T, 4>, tiles_of_rows<T, 5>, tiles_of_rows<T, 6>,
+#endif
+};
+
+// Where one panel lies.
+struct Panel {
+    int64_t column;      // of its first vector
+    int vectors;
+    ptrdiff_t stride;    // columns between its vectors
+    int last_lanes;      // columns in its last vector (with gates: in each of them)
+    int64_t offset;      // of its numbers, in units of K
+
+    Panel(const Columns& columns, int64_t panel) {
+        const int64_t first = columns.first_vector(panel);
+        const int64_t end = columns.first_vector(panel + 1);
+        column = first * columns.lanes;
+        vectors = columns.gates == 4 ? 4 : int(end - first);
+        stride = columns.gates == 4 ? columns.size : columns.lanes;
+        const int64_t left = columns.size - (end - 1) * columns.lanes;
+        last_lanes = int(left < columns.lanes ? left : columns.lanes);
+        offset = column * columns.gates;
+    }
+    int lanes(const Columns& columns, int v) const {
+        return columns.gates == 4 || v == vectors - 1 ? last_lanes : columns.lanes;
+    }
+};
+
+// A tile whose last vector is only partly there: through a full one on the stack.
+template <class T>
+void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, const T* const* a, const T* slice,
+                 const T* const* init, T* const* c) {
+    constexpr int V = lanes_of<T>;
+    T full[max_tile_rows][max_tile_vectors * V];
+    T* full_row[max_tile_rows];
+    for (int r = 0; r < rows; ++r) full_row[r] = full[r];
+    if (init)
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < panel.vectors; ++v)
+                store(full[r] + v * V, load(init[r] + v * panel.stride, panel.lanes(p.columns, v)));
+    tiles<T>[rows - 1][panel.vectors - 1](K, a, p.a_stride, slice, init ? full_row : nullptr, full_row, V);
+    for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < panel.vectors; ++v)
+            store(c[r] + v * panel.stride, load(full[r] + v * V), panel.lanes(p.columns, v));
+}
+
+// Runs the product; done(row0, row1, panel) follows on each finished piece of c while it is in the cache.
+template <class T, class Done>
+void run_product(const Product<T>& p, Done done) {
+    const int64_t row_tiles = (p.rows + max_tile_rows - 1) / max_tile_rows;
+    const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
+    for (int64_t q = p.panel0; q < p.panel1; ++q) {
+        const Panel panel(p.columns, q);
+        for (int64_t kb = 0; kb < k_blocks; ++kb) {
+            const int64_t k0 = kb * p.K / k_blocks, k1 = (kb + 1) * p.K / k_blocks;
+            const T* slice = p.packed + panel.offset * p.K + k0 * panel.vectors * lanes_of<T>;
+            for (int64_t i = 0; i < row_tiles; ++i) {
+                const int64_t row0 = i * p.rows / row_tiles, row1 = (i + 1) * p.rows / row_tiles;
+                const int rows = int(row1 - row0);
+                const T *a[max_tile_rows], *init[max_tile_rows];
+                T* c[max_tile_rows];
+                for (int r = 0; r < rows; ++r) {
+                    a[r] = p.K ? p.a[row0 + r] + k0 * p.a_stride : nullptr;
+                    c[r] = p.c[row0 + r] + panel.column;
+                    init[r] = kb ? c[r] : p.init ? p.init[row0 + r] + panel.column : nullptr;
+                }
+                const T* const* start = kb || p.init ? init : nullptr;
+                if (panel.last_lanes == lanes_of<T>)
+                    tiles<T>[rows - 1][panel.vectors - 1](k1 - k0, a, p.a_stride, slice, start, c, panel.stride);
+                else
+                    ragged_tile(rows, p, panel, k1 - k0, a, slice, start, c);
+                if (kb == k_blocks - 1) done(row0, row1, panel);
+            }
+        }
+    }
+}
+
+template <class T>
+void product(const Product<T>& p) {
+    run_product(p, [](int64_t, int64_t, const Panel&) {});
+}
+
+template <class T>
+void pack_transposed(const Columns& columns, int64_t K, const T* w, ptrdiff_t stride, int64_t panel0, int64_t panel1,
+                     T* packed) {
+    constexpr int V = lanes_of<T>;
+    for (int64_t q = panel0; q < panel1; ++q) {
+        const Panel panel(columns, q);
+        for (int v = 0; v < panel.vectors; ++v) {
+            const T* from = w + (panel.column + v * panel.stride) * stride;
+            T* to = packed + panel.offset * K + v * V;
+            const int lanes = panel.lanes(columns, v);
+            for (int64_t k = 0; k < K; ++k, to += panel.vectors * V) {
+                if (lanes == V) {
+                    for (int j = 0; j < V; ++j) to[j] = from[j * stride + k];
+                } else {
+                    for (int j = 0; j < V; ++j) to[j] = j < lanes ? from[j * stride + k] : T(0);
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+void pack_rows(const Columns& columns, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed) {
+    constexpr int V = lanes_of<T>;
+    for (int64_t q = panel0; q < panel1; ++q) {
+        const Panel panel(columns, q);
+        T* to = packed + panel.offset * K;
+        for (int64_t k = 0; k < K; ++k)
+            for (int v = 0; v < panel.vectors; ++v, to += V)
+                store(to, load(rows[k] + panel.column + v * panel.stride, panel.lanes(columns, v)));
+    }
+}
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,79 @@
+// One vector register as a value, by the compiler's vector extension: the same source for every instruction set.
+// RNNFAST_VECTOR_BYTES (16, 32, 64) and RNNFAST_ISA come from the build, file by file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace rnnfast {
+namespace {  // each instruction set keeps its own copy of everything below
+
+template <class T>
+struct VectorTypes;
+
+template <>
+struct VectorTypes<float> {
+    typedef float value __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+    typedef float anywhere __attribute__((vector_size(RNNFAST_VECTOR_BYTES), aligned(4), may_alias));
+    typedef uint32_t bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+};
+
+template <>
+struct VectorTypes<double> {
+    typedef double value __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+    typedef double anywhere __attribute__((vector_size(RNNFAST_VECTOR_BYTES), aligned(8), may_alias));
+    typedef uint64_t bits __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+};
+
+template <class T>
+using Vec = typename VectorTypes<T>::value;
+template <class T>
+using VecBits = typename VectorTypes<T>::bits;
+
+template <class T>
+constexpr int lanes_of = RNNFAST_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+inline Vec<T> load(const T* p) {
+    return *reinterpret_cast<const typename VectorTypes<T>::anywhere*>(p);
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+    *reinterpret_cast<typename VectorTypes<T>::anywhere*>(p) = v;
+}
+
+// The first n lanes; the rest reads as zero and is not written.
+template <class T>
+inline Vec<T> load(const T* p, int n) {
+    if (n == lanes_of<T>) return load(p);
+    Vec<T> v = {};
+    std::memcpy(&v, p, n * sizeof(T));
+    return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v, int n) {
+    if (n == lanes_of<T>) return store(p, v);
+    std::memcpy(p, &v, n * sizeof(T));
+}
+
+template <class T>
+inline Vec<T> splat(T s) {
+    return Vec<T>{} + s;
+}
+
+// Holds a loaded value in a register. Without it GCC folds the load into each multiply-add that uses the value, and
+// the loop of the tile product then waits for the load ports (a third of the speed on Zen 3).
+template <class V>
+inline void keep_in_register(V& v) {
+#if RNNFAST_VECTOR_BYTES == 64
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#endif
+}
+
+}  // namespace
+}  // namespace rnnfast

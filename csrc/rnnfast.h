@@ -1,0 +1,94 @@
+// The whole surface of the C++ core: plain pointers and sizes, no torch, no Python.
+//
+// Dims legend: T steps, B batch, I input size, H hidden size, G gates (1 Elman, 4 LSTM in the order i,f,g,o),
+// P proj_size, L layers, D directions. R is the size of h_t that recurs: P if projected, else H.
+// N rows: the (step, batch) pairs, step by step. Padded N = T*B; packed N = sum of the batch sizes.
+//
+// Every array is dense and row-major. Outputs never overlap inputs or each other.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace rnnfast {
+
+enum class Cell { tanh, relu, lstm };
+
+struct Shape {
+    Cell cell;
+    int64_t T, B, I, H;
+    int64_t P;  // 0: no projection; LSTM only
+    int64_t L, D;
+    bool bias;
+    const int64_t* batch_sizes;  // (T), non-increasing, the first is B; nullptr: B at every step
+
+    int64_t gates() const { return cell == Cell::lstm ? 4 : 1; }
+    int64_t recurrent() const { return P ? P : H; }                        // R
+    int64_t input(int64_t layer) const { return layer ? D * recurrent() : I; }  // I of that layer
+    int64_t rows() const;                                                   // N
+};
+
+// Parameters of one layer and direction, and with the same shapes their gradients (nullptr: not wanted).
+template <class P>
+struct Parameters {
+    P w_ih;  // (G*H, I)
+    P w_hh;  // (G*H, R)
+    P b_ih;  // (G*H) or nullptr
+    P b_hh;  // (G*H) or nullptr
+    P w_hr;  // (P, H) or nullptr
+};
+
+// What the backward pass needs of the forward one, kept in one block of reserve_per_row() * N numbers:
+//   LSTM:      gates (L,D,N,G,H) activated, cells (L,D,N,H), projected: outputs before W_hr (L,D,N,H)
+//   all cells: outputs of the layers below the top (L-1,N,D*R), before dropout
+int64_t reserve_per_row(const Shape& shape);
+
+template <class T>
+struct Forward {
+    const T* x;                                   // (N,I)
+    const T* h0;                                  // (L*D,B,R) or nullptr: zeros
+    const T* c0;                                  // (L*D,B,H) or nullptr: zeros
+    std::vector<Parameters<const T*>> parameters;  // [L*D], directions side by side
+    const T* dropout;                             // (L-1,N,D*R) scale on the output of each lower layer, or nullptr
+    T* y;                                         // (N,D*R)
+    T* h_n;                                       // (L*D,B,R)
+    T* c_n;                                       // (L*D,B,H), LSTM only
+    T* reserve;                                   // see above; nullptr: inference, nothing is kept
+};
+
+template <class T>
+struct Backward {
+    const T* x;        // what forward() got, and what it gave
+    const T* h0;
+    const T* c0;
+    std::vector<Parameters<const T*>> parameters;
+    const T* dropout;
+    const T* y;
+    const T* reserve;
+    const T* dy;   // (N,D*R), dL/dy, or nullptr: zeros
+    const T* dh_n;  // (L*D,B,R) or nullptr: zeros
+    const T* dc_n;  // (L*D,B,H) or nullptr: zeros
+    T* dx;         // (N,I), like the following overwritten; nullptr: not wanted
+    T* dh0;        // (L*D,B,R)
+    T* dc0;        // (L*D,B,H)
+    std::vector<Parameters<T*>> gradients;  // [L*D]
+};
+
+// Run a whole stack of layers and directions on up to `threads` threads. Results do not depend on `threads`.
+template <class T>
+void forward(const Shape& shape, const Forward<T>& call, int threads);
+template <class T>
+void backward(const Shape& shape, const Backward<T>& call, int threads);
+
+// Instruction sets that this build has and this CPU runs, slowest first; the one in use.
+std::vector<std::string> usable_isas();
+std::string isa();
+// Choose by name, "" for the fastest. Throws std::invalid_argument for one that is unknown or that the CPU lacks.
+void select_isa(const std::string& name);
+
+// Multiply-add rate that `threads` threads reach without touching memory, in GFLOP/s.
+template <class T>
+double fma_peak_gflops(int threads);
+
+}  // namespace rnnfast

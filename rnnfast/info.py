@@ -1,0 +1,32 @@
+"""What this installation of rnnfast is and what it runs on."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from rnnfast import _C
+from rnnfast._version import __version__
+
+
+
+
+def info() -> dict[str, object]:
+    """Describe the installation.
+
+    Returns:
+        version, python and torch versions, platform; isa: the instruction set in use (RNNFAST_ISA forces one); isas:
+        all that this CPU can run, slowest first; threads: how many a call uses (`torch.set_num_threads`); cuda: whether
+        the CUDA kernels are built in.
+    """
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "isa": _C.isa(),
+        "isas": _C.usable_isas(),
+        "threads": torch.get_num_threads(),
+        "cuda": False,
+    }

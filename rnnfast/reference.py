@@ -1,0 +1,367 @@
+"""Elman and LSTM layers in NumPy float64: forward, and back-propagation through time (BPTT) written out.
+
+This file is the truth that every kernel is tested against. It follows the equations line by line, one
+time step after another, and is never optimised. Read it beside them:
+
+    Elman   z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh            h_t = tanh(z_t)  or  relu(z_t)
+
+    LSTM    (i,f,g,o)_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh    i, f, o through σ, g through tanh
+            c_t = f * c_{t-1} + i * g                              m_t = o * tanh(c_t)
+            h_t = W_hr m_t  if projected, else  m_t
+
+Dims    T steps, B batch, I input size, H hidden size, G gates (1 Elman, 4 LSTM), P proj_size, R size of
+        h_t (P if projected, else H), L layers, D directions, N rows = sum of batch_sizes, n rows of one step.
+
+Sequences are padded, x (T,B,I) with batch_sizes None, or packed, x (N,I) with batch_sizes (T,): step t
+owns the next batch_sizes[t] rows, which belong to the first batch_sizes[t] sequences (longest first).
+"T,B|N" in a shape stands for either form.
+
+Sources
+    Elman network           J. L. Elman, Finding structure in time, Cognitive Science 14 (1990)
+    LSTM                    S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997)
+    forget gate f           F. Gers, J. Schmidhuber, F. Cummins, Learning to forget, Neural Computation 12 (2000)
+    projection W_hr         H. Sak, A. Senior, F. Beaufays, LSTM based RNN architectures ..., Interspeech (2014)
+    gate order i,f,g,o, the two biases and the order of the weights are torch.nn.LSTM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Array = np.ndarray
+RowIndex = int | slice  # of one step's rows: x[t] of a padded x, x[a:b] of a packed one
+
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4}
+
+
+class Weights(NamedTuple):
+    """The weights of one layer and direction, in torch's order; also the gradients with respect to them."""
+
+    w_ih: Array  # (G*H,I)
+    w_hh: Array  # (G*H,R)
+    b_ih: Array | None = None  # (G*H,)
+    b_hh: Array | None = None  # (G*H,)
+    w_hr: Array | None = None  # (P,H)
+
+
+class ElmanStep(NamedTuple):
+    """What BPTT needs of one step of an Elman layer."""
+
+    at: RowIndex  # where the step's rows lie in x and y
+    x: Array  # (n,I)  x_t
+    h_prev: Array  # (n,H)  h_{t-1}
+    h: Array  # (n,H)  h_t
+
+
+class LSTMStep(NamedTuple):
+    """What BPTT needs of one step of an LSTM layer."""
+
+    at: RowIndex  # where the step's rows lie in x and y
+    x: Array  # (n,I)  x_t
+    h_prev: Array  # (n,R)  h_{t-1}
+    c_prev: Array  # (n,H)  c_{t-1}
+    i: Array  # (n,H)  input gate, activated like the three below
+    f: Array  # (n,H)  forget gate
+    g: Array  # (n,H)  candidate
+    o: Array  # (n,H)  output gate
+    c: Array  # (n,H)  c_t
+    m: Array  # (n,H)  o * tanh(c_t), which is h_t before the projection
+
+
+class LayerTape(NamedTuple):
+    """What one layer and direction recorded: its steps in the order in which they were computed."""
+
+    steps: list[ElmanStep] | list[LSTMStep]
+    w: Weights
+    x_shape: tuple[int, ...]  # (T,B,I) or (N,I)
+    nonlinearity: str = "tanh"  # of an Elman layer
+
+
+class Tape(NamedTuple):
+    """What a stack of layers recorded."""
+
+    layers: list[list[LayerTape]]  # [L][D]
+    dropout_masks: Array | None  # (L-1,T,B|N,D*R)
+
+
+class Gradients(NamedTuple):
+    """Gradients of the loss with respect to everything that entered `forward`."""
+
+    x: Array  # (T,B|N,I)
+    h0: Array  # (L*D,B,R)
+    c0: Array | None  # (L*D,B,H), None for Elman
+    weights: list[Array]  # flat, in the order in which they were given
+
+
+def sigmoid(z: Array) -> Array:
+    """σ(z) = 1 / (1 + exp(-z)), arranged so that no exp overflows."""
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, e) / (1.0 + e)
+
+
+def _steps(x: Array, batch_sizes: Array | None, reverse: bool) -> list[RowIndex]:
+    """Where each step's rows lie in x, in the order in which the direction visits the steps."""
+    if batch_sizes is None:
+        at: list[RowIndex] = list(range(len(x)))
+    else:
+        ends = np.cumsum(batch_sizes)
+        at = [slice(int(end - n), int(end)) for end, n in zip(ends, batch_sizes)]
+    return at[::-1] if reverse else at
+
+
+def _affine(x: Array, h: Array, w: Weights) -> Array:
+    """W_ih x_t + b_ih + W_hh h_{t-1} + b_hh for the n rows of a step: (n,I), (n,R) -> (n,G*H)."""
+    z = x @ w.w_ih.T + h @ w.w_hh.T
+    return z if w.b_ih is None else z + w.b_ih + w.b_hh
+
+
+def _zeros_like(w: Weights) -> Weights:
+    return Weights(*(None if a is None else np.zeros_like(a) for a in w))
+
+
+def _accumulate_affine(dw: Weights, dz: Array, x: Array, h_prev: Array) -> None:
+    """Add one step's share of the gradients of `_affine`'s weights: dL/dW = Σ_t dz_tᵀ input_t."""
+    dw.w_ih[...] += dz.T @ x
+    dw.w_hh[...] += dz.T @ h_prev
+    if dw.b_ih is not None:
+        dw.b_ih[...] += dz.sum(axis=0)
+        dw.b_hh[...] += dz.sum(axis=0)
+
+
+# ------------------------------------------------------------------------ one layer, one direction
+#
+# The state h (B,R) is updated in its first n rows only. Forwards in time, a sequence that has ended keeps its
+# last state; backwards in time, one that has not begun keeps h0. Either way h is h_n after the last step.
+
+
+def elman_forward(
+    x: Array,  # (T,B|N,I)
+    h0: Array,  # (B,H)
+    w: Weights,
+    *,
+    nonlinearity: str = "tanh",
+    batch_sizes: Array | None = None,  # (T,) of a packed x
+    reverse: bool = False,
+) -> tuple[Array, Array, LayerTape]:
+    """One direction of an Elman layer (Elman 1990): returns y (T,B|N,H), h_n (B,H) and the tape."""
+    h = h0.copy()
+    y = np.zeros(x.shape[:-1] + h.shape[1:])
+    steps = []
+    for at in _steps(x, batch_sizes, reverse):
+        x_t = x[at]
+        n = len(x_t)
+        h_prev = h[:n].copy()
+
+        z = _affine(x_t, h_prev, w)
+        h_t = np.tanh(z) if nonlinearity == "tanh" else np.maximum(z, 0.0)
+
+        y[at] = h[:n] = h_t
+        steps.append(ElmanStep(at, x_t, h_prev, h_t))
+    return y, h, LayerTape(steps, w, x.shape, nonlinearity)
+
+
+def elman_backward(
+    tape: LayerTape,
+    dy: Array,  # (T,B|N,H)
+    dh_n: Array,  # (B,H)
+) -> tuple[Array, Array, Weights]:
+    """BPTT through `elman_forward`: returns dx (T,B|N,I), dh0 (B,H) and the gradients of the weights.
+
+    tanh' = 1 - h², relu' = 1 where h > 0: both are known from the output alone.
+    """
+    w = tape.w
+    dx, dh, dw = np.zeros(tape.x_shape), dh_n.copy(), _zeros_like(w)
+    for at, x, h_prev, h in reversed(tape.steps):
+        n = len(x)
+        dh_t = dh[:n] + dy[at]  # from step t+1, and from the output
+
+        dz = dh_t * (1.0 - h**2 if tape.nonlinearity == "tanh" else h > 0)
+
+        dx[at] = dz @ w.w_ih
+        dh[:n] = dz @ w.w_hh
+        _accumulate_affine(dw, dz, x, h_prev)
+    return dx, dh, dw
+
+
+def lstm_forward(
+    x: Array,  # (T,B|N,I)
+    h0: Array,  # (B,R)
+    c0: Array,  # (B,H)
+    w: Weights,
+    *,
+    batch_sizes: Array | None = None,  # (T,) of a packed x
+    reverse: bool = False,
+) -> tuple[Array, Array, Array, LayerTape]:
+    """One direction of an LSTM layer (Hochreiter & Schmidhuber 1997; forget gate, Gers et al. 2000).
+
+    Projected if w.w_hr is given (Sak et al. 2014). Returns y (T,B|N,R), h_n (B,R), c_n (B,H) and the tape.
+    """
+    h, c = h0.copy(), c0.copy()
+    y = np.zeros(x.shape[:-1] + h.shape[1:])
+    steps = []
+    for at in _steps(x, batch_sizes, reverse):
+        x_t = x[at]
+        n = len(x_t)
+        h_prev, c_prev = h[:n].copy(), c[:n].copy()
+
+        i, f, g, o = np.split(_affine(x_t, h_prev, w), 4, axis=1)
+        i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+        c_t = f * c_prev + i * g
+        m_t = o * np.tanh(c_t)
+        h_t = m_t if w.w_hr is None else m_t @ w.w_hr.T
+
+        y[at] = h[:n] = h_t
+        c[:n] = c_t
+        steps.append(LSTMStep(at, x_t, h_prev, c_prev, i, f, g, o, c_t, m_t))
+    return y, h, c, LayerTape(steps, w, x.shape)
+
+
+def lstm_backward(
+    tape: LayerTape,
+    dy: Array,  # (T,B|N,R)
+    dh_n: Array,  # (B,R)
+    dc_n: Array,  # (B,H)
+) -> tuple[Array, Array, Array, Weights]:
+    """BPTT through `lstm_forward`: returns dx (T,B|N,I), dh0 (B,R), dc0 (B,H) and the weights' gradients.
+
+    The pair (dL/dh_t, dL/dc_t) travels back in time. σ' = σ (1 - σ) and tanh' = 1 - tanh².
+    """
+    w = tape.w
+    dx, dh, dc, dw = np.zeros(tape.x_shape), dh_n.copy(), dc_n.copy(), _zeros_like(w)
+    for at, x, h_prev, c_prev, i, f, g, o, c, m in reversed(tape.steps):
+        n = len(x)
+        dh_t = dh[:n] + dy[at]  # from step t+1, and from the output
+
+        dm = dh_t  # h_t = m_t, or h_t = W_hr m_t
+        if w.w_hr is not None:
+            dm = dh_t @ w.w_hr
+            dw.w_hr[...] += dh_t.T @ m
+
+        tanh_c = np.tanh(c)
+        do = dm * tanh_c  # m_t = o * tanh(c_t)
+        dc_t = dc[:n] + dm * o * (1.0 - tanh_c**2)
+        di, df, dg = dc_t * g, dc_t * c_prev, dc_t * i  # c_t = f * c_{t-1} + i * g
+        dz = np.concatenate(
+            [di * i * (1.0 - i), df * f * (1.0 - f), dg * (1.0 - g**2), do * o * (1.0 - o)], axis=1
+        )  # (n,4*H)
+
+        dx[at] = dz @ w.w_ih
+        dh[:n] = dz @ w.w_hh
+        dc[:n] = dc_t * f
+        _accumulate_affine(dw, dz, x, h_prev)
+    return dx, dh, dc, dw
+
+
+# ---------------------------------------------------------------------------- layers and directions
+
+
+def _split_weights(weights: Sequence[Array], units: int, has_bias: bool) -> list[Weights]:
+    """Cut torch's flat list into one `Weights` for each of the L*D layers and directions."""
+    size = len(weights) // units
+    b = 2 if has_bias else 0
+    projected = size == 3 + b
+    if size * units != len(weights) or size not in (2 + b, 3 + b):
+        raise ValueError(f"expected {2 + b} or {3 + b} weights for each of {units} units, got {len(weights)}")
+    result = []
+    for k in range(0, len(weights), size):
+        w_ih, w_hh, *rest = weights[k : k + size]
+        b_ih, b_hh = rest[:2] if has_bias else (None, None)
+        result.append(Weights(w_ih, w_hh, b_ih, b_hh, rest[-1] if projected else None))
+    return result
+
+
+def forward(
+    mode: str,
+    x: ArrayLike,
+    batch_sizes: ArrayLike | None,
+    h0: ArrayLike | None,
+    c0: ArrayLike | None,
+    weights: Sequence[ArrayLike],
+    num_layers: int,
+    bidirectional: bool,
+    has_bias: bool,
+    dropout_masks: ArrayLike | None = None,
+) -> tuple[Array, Array, Array | None, Tape]:
+    """A stack of layers and directions; everything is converted to float64.
+
+    Args:
+        mode: "RNN_TANH", "RNN_RELU" or "LSTM".
+        x: (T,B,I) padded, or (N,I) packed.
+        batch_sizes: (T,) integers that never increase, for a packed x; None for a padded one.
+        h0: (L*D,B,R), None for zeros.
+        c0: (L*D,B,H), None for zeros and for Elman.
+        weights: flat, per layer and direction w_ih, w_hh, then b_ih, b_hh if has_bias, then w_hr if projected.
+        dropout_masks: (L-1,T,B|N,D*R), already divided by 1-p; mask l multiplies the output of layer l on its
+            way into layer l+1. None for no dropout.
+
+    Returns:
+        y (T,B|N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) or None for Elman, and the tape for `backward`.
+
+    Raises:
+        KeyError: mode is not one of the three.
+        ValueError: the number of weights fits no stack of that many layers and directions.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    L, D, G = num_layers, 2 if bidirectional else 1, GATES[mode]
+    units = _split_weights([np.asarray(a, dtype=np.float64) for a in weights], L * D, has_bias)
+    if batch_sizes is not None:
+        batch_sizes = np.asarray(batch_sizes)
+    if dropout_masks is not None:
+        dropout_masks = np.asarray(dropout_masks, dtype=np.float64)
+    B = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    H, R = units[0].w_hh.shape[0] // G, units[0].w_hh.shape[1]
+    h0 = np.zeros((L * D, B, R)) if h0 is None else np.asarray(h0, dtype=np.float64)
+    c0 = np.zeros((L * D, B, H)) if c0 is None else np.asarray(c0, dtype=np.float64)
+
+    h_n, c_n, layers = np.zeros_like(h0), np.zeros_like(c0), []
+    for layer in range(L):
+        outputs, tapes = [], []
+        for direction in range(D):
+            k = layer * D + direction
+            how = {"batch_sizes": batch_sizes, "reverse": direction == 1}
+            if mode == "LSTM":
+                y, h_n[k], c_n[k], tape = lstm_forward(x, h0[k], c0[k], units[k], **how)
+            else:
+                nonlinearity = "tanh" if mode == "RNN_TANH" else "relu"
+                y, h_n[k], tape = elman_forward(x, h0[k], units[k], nonlinearity=nonlinearity, **how)
+            outputs.append(y)
+            tapes.append(tape)
+        layers.append(tapes)
+        x = np.concatenate(outputs, axis=-1)  # (T,B|N,D*R)
+        if dropout_masks is not None and layer < L - 1:
+            x = x * dropout_masks[layer]
+    return x, h_n, c_n if mode == "LSTM" else None, Tape(layers, dropout_masks)
+
+
+def backward(
+    tape: Tape,
+    dy: Array,  # (T,B|N,D*R)
+    dh_n: Array,  # (L*D,B,R)
+    dc_n: Array | None = None,  # (L*D,B,H), None for Elman
+) -> Gradients:
+    """BPTT through `forward`: from dL/dy, dL/dh_n, dL/dc_n to the gradients of x, h0, c0 and every weight."""
+    L, D = len(tape.layers), len(tape.layers[0])
+    dh0 = np.zeros_like(dh_n)
+    dc0 = None if dc_n is None else np.zeros_like(dc_n)
+    dws: list[Weights] = []  # filled from the last unit to the first
+
+    for layer in reversed(range(L)):
+        if tape.dropout_masks is not None and layer < L - 1:
+            dy = dy * tape.dropout_masks[layer]
+        dx = np.zeros(tape.layers[layer][0].x_shape)  # (T,B|N,I), or (T,B|N,D*R) above the first layer
+        dys = np.split(dy, D, axis=-1)  # [D] of (T,B|N,R)
+        for direction in reversed(range(D)):
+            k = layer * D + direction
+            unit = tape.layers[layer][direction]
+            if dc_n is None:
+                dx_k, dh0[k], dw = elman_backward(unit, dys[direction], dh_n[k])
+            else:
+                dx_k, dh0[k], dc0[k], dw = lstm_backward(unit, dys[direction], dh_n[k], dc_n[k])
+            dx += dx_k  # both directions read the same input
+            dws.append(dw)
+        dy = dx
+    return Gradients(dy, dh0, dc0, [a for dw in reversed(dws) for a in dw if a is not None])
