@@ -17,11 +17,13 @@ owns the next batch_sizes[t] rows, which belong to the first batch_sizes[t] sequ
 "T,B|N" in a shape stands for either form.
 
 Sources
-    Elman network           J. L. Elman, Finding structure in time, Cognitive Science 14 (1990)
-    LSTM                    S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997)
-    forget gate f           F. Gers, J. Schmidhuber, F. Cummins, Learning to forget, Neural Computation 12 (2000)
-    projection W_hr         H. Sak, A. Senior, F. Beaufays, LSTM based RNN architectures ..., Interspeech (2014)
-    gate order i,f,g,o, the two biases and the order of the weights are torch.nn.LSTM's.
+    Elman network     J. L. Elman, Finding structure in time, Cognitive Science 14 (1990)
+    LSTM              S. Hochreiter, J. Schmidhuber, Long short-term memory, Neural Computation 9 (1997)
+    forget gate f     F. A. Gers, J. Schmidhuber, F. Cummins, Learning to forget: continual prediction with
+                      LSTM, Neural Computation 12 (2000)
+    projection W_hr   H. Sak, A. Senior, F. Beaufays, Long short-term memory recurrent neural network
+                      architectures for large scale acoustic modeling, Interspeech (2014)
+    The gate order i,f,g,o, the two biases and the order of the weights are those of torch.nn.LSTM.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def _steps(x: Array, batch_sizes: Array | None, reverse: bool) -> list[RowIndex]
         at: list[RowIndex] = list(range(len(x)))
     else:
         ends = np.cumsum(batch_sizes)
-        at = [slice(int(end - n), int(end)) for end, n in zip(ends, batch_sizes)]
+        at = [slice(int(end - n), int(end)) for end, n in zip(ends, batch_sizes, strict=True)]
     return at[::-1] if reverse else at
 
 
@@ -171,7 +173,7 @@ def elman_backward(
 ) -> tuple[Array, Array, Weights]:
     """BPTT through `elman_forward`: returns dx (T,B|N,I), dh0 (B,H) and the gradients of the weights.
 
-    tanh' = 1 - h², relu' = 1 where h > 0: both are known from the output alone.
+    tanh' = 1 - h², relu' = 0 where h <= 0 and else 1: both are known from the output alone.
     """
     w = tape.w
     dx, dh, dw = np.zeros(tape.x_shape), dh_n.copy(), _zeros_like(w)
@@ -179,7 +181,7 @@ def elman_backward(
         n = len(x)
         dh_t = dh[:n] + dy[at]  # from step t+1, and from the output
 
-        dz = dh_t * (1.0 - h**2 if tape.nonlinearity == "tanh" else h > 0)
+        dz = dh_t * (1.0 - h**2) if tape.nonlinearity == "tanh" else np.where(h <= 0, 0.0, dh_t)
 
         dx[at] = dz @ w.w_ih
         dh[:n] = dz @ w.w_hh
@@ -294,7 +296,7 @@ def forward(
         batch_sizes: (T,) integers that never increase, for a packed x; None for a padded one.
         h0: (L*D,B,R), None for zeros.
         c0: (L*D,B,H), None for zeros and for Elman.
-        weights: flat, per layer and direction w_ih, w_hh, then b_ih, b_hh if has_bias, then w_hr if projected.
+        weights: flat; for each layer and direction w_ih, w_hh, b_ih and b_hh if has_bias, w_hr if projected.
         dropout_masks: (L-1,T,B|N,D*R), already divided by 1-p; mask l multiplies the output of layer l on its
             way into layer l+1. None for no dropout.
 

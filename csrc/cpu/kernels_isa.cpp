@@ -23,17 +23,18 @@ int64_t burn(int64_t rounds) {
     constexpr int chains = 12;
     Vec<T> sum[chains];
     Vec<T> factor = splat(T(0.999)), term = splat(T(0.001));
+#pragma GCC unroll 12
     for (int j = 0; j < chains; ++j) sum[j] = splat(T(j));
     for (int64_t i = 0; i < rounds; ++i) {
         keep_in_register(factor);
         keep_in_register(term);
 #pragma GCC unroll 12
-        for (int j = 0; j < chains; ++j) {
-            sum[j] = sum[j] * factor + term;
-            keep_in_register(sum[j]);
-        }
+        for (int j = 0; j < chains; ++j) sum[j] = sum[j] * factor + term;
     }
-    return rounds * chains * lanes_of<T> * 2;
+    Vec<T> total = {};
+    for (int j = 0; j < chains; ++j) total += sum[j];
+    const bool used = total[0] > T(0);  // always; keeps the loop alive
+    return used ? rounds * chains * lanes_of<T> * 2 : 0;
 }
 
 template <class T>

@@ -42,7 +42,9 @@ void tile(int64_t K, const T* const* a, ptrdiff_t a_stride, const T* panel, cons
         panel += NV * V;
         at += a_stride;
     }
+#pragma GCC unroll 6
     for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
             const Vec<T> start = init ? load(init[r] + v * c_stride) : Vec<T>{};
             store(c[r] + v * c_stride, start + sum[r][v]);

@@ -61,7 +61,7 @@ inline void store(T* p, Vec<T> v, int n) {
 
 template <class T>
 inline Vec<T> splat(T s) {
-    return Vec<T>{} + s;
+    return s - Vec<T>{};  // minus: exact for -0, too
 }
 
 // Holds a loaded value in a register. Without it GCC folds the load into each multiply-add that uses the value, and

@@ -1,0 +1,289 @@
+// The core without Python: every instruction set against a plain loop, every gradient against finite differences, with
+// arrays of exactly the right size so that the address sanitizer sees the first number read or written outside.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <stdexcept>
+
+#include "rnnfast.h"
+
+namespace {
+
+using namespace rnnfast;
+
+struct Case {
+    const char* name;
+    Cell cell;
+    int64_t T, B, I, H, P, L, D;
+    bool bias, initial, dropout;
+    std::vector<int64_t> batch_sizes;
+
+    Shape shape() const {
+        return {cell, T, B, I, H, P, L, D, bias, batch_sizes.empty() ? nullptr : batch_sizes.data()};
+    }
+};
+
+const Case cases[] = {
+    {"ones", Cell::lstm, 1, 1, 1, 1, 0, 1, 1, true, false, false, {}},
+    {"one sequence", Cell::tanh, 9, 1, 3, 20, 0, 1, 1, true, true, false, {}},
+    {"ragged", Cell::lstm, 7, 13, 5, 19, 0, 1, 1, true, true, false, {}},
+    {"deep both ways", Cell::lstm, 5, 4, 6, 33, 0, 3, 2, true, true, true, {}},
+    {"no bias", Cell::relu, 6, 7, 2, 17, 0, 2, 1, false, false, true, {}},
+    {"projected", Cell::lstm, 5, 7, 3, 21, 5, 2, 2, true, true, false, {}},
+    {"packed", Cell::lstm, 6, 5, 3, 18, 0, 2, 2, true, true, true, {5, 5, 3, 3, 1, 1}},
+    {"packed projected", Cell::lstm, 4, 6, 3, 34, 17, 2, 2, false, false, false, {6, 4, 4, 2}},
+    {"packed elman", Cell::tanh, 5, 9, 8, 16, 0, 2, 2, true, true, false, {9, 7, 7, 2, 1}},
+    {"wide", Cell::tanh, 4, 6, 100, 130, 0, 2, 2, true, true, false, {}},
+    {"long blocks", Cell::lstm, 40, 9, 300, 12, 0, 1, 1, true, false, false, {}},
+};
+
+template <class T>
+using Numbers = std::vector<T>;
+
+// All arrays of one call, filled with random numbers.
+template <class T>
+struct Arrays {
+    Numbers<T> x, h0, c0, dropout, y, h_n, c_n, reserve, dy, dh_n, dc_n, dx, dh0, dc0;
+    std::vector<Numbers<T>> weights, gradients;
+
+    Arrays(const Case& c, unsigned seed) : random_(seed) {
+        const Shape s = c.shape();
+        const int64_t N = s.rows(), R = s.recurrent(), LD = s.L * s.D, GH = s.gates() * s.H;
+        x = draw(N * s.I);
+        y = draw(N * s.D * R);
+        h_n = draw(LD * s.B * R);
+        c_n = draw(s.cell == Cell::lstm ? LD * s.B * s.H : 0);
+        reserve = draw(N * reserve_per_row(s));
+        if (c.initial) h0 = draw(h_n.size()), c0 = draw(c_n.size());
+        if (c.dropout) dropout = draw((s.L - 1) * N * s.D * R);
+        dy = draw(y.size()), dh_n = draw(h_n.size()), dc_n = draw(c_n.size());
+        dx = draw(x.size()), dh0 = draw(h0.size()), dc0 = draw(c0.size());
+        for (int64_t l = 0; l < s.L; ++l)
+            for (int64_t d = 0; d < s.D; ++d) {
+                std::vector<int64_t> sizes{GH * s.input(l), GH * R};
+                if (s.bias) sizes.insert(sizes.end(), {GH, GH});
+                if (s.P) sizes.push_back(s.P * s.H);
+                for (const int64_t size : sizes) {
+                    weights.push_back(draw(size, T(1 / std::sqrt(double(s.H)))));
+                    gradients.push_back(draw(size));
+                }
+            }
+    }
+
+    template <class P, class From>
+    static std::vector<Parameters<P>> parameters(const Shape& s, From& from) {
+        const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
+        std::vector<Parameters<P>> out;
+        for (size_t i = 0; i < from.size(); i += each)
+            out.push_back({from[i].data(), from[i + 1].data(), s.bias ? from[i + 2].data() : nullptr,
+                           s.bias ? from[i + 3].data() : nullptr, s.P ? from[i + each - 1].data() : nullptr});
+        return out;
+    }
+
+    void forward(const Shape& s, int threads, bool keep) {
+        rnnfast::forward<T>(s,
+                            {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout),
+                             y.data(), h_n.data(), c_n.data(), keep ? reserve_or_y() : nullptr},
+                            threads);
+    }
+    void backward(const Shape& s, int threads) {
+        rnnfast::backward<T>(s,
+                             {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout),
+                              y.data(), reserve.data(), dy.data(), dh_n.data(), optional(dc_n), dx.data(),
+                              h0.empty() ? nullptr : dh0.data(), c0.empty() ? nullptr : dc0.data(),
+                              parameters<T*>(s, gradients)},
+                             threads);
+    }
+    double loss() const { return dot(y, dy) + dot(h_n, dh_n) + dot(c_n, dc_n); }
+
+    std::vector<Numbers<T>*> inputs() {
+        std::vector<Numbers<T>*> all{&x, &h0, &c0};
+        for (auto& w : weights) all.push_back(&w);
+        return all;
+    }
+    std::vector<Numbers<T>*> input_gradients() {
+        std::vector<Numbers<T>*> all{&dx, &dh0, &dc0};
+        for (auto& g : gradients) all.push_back(&g);
+        return all;
+    }
+    static double dot(const Numbers<T>& a, const Numbers<T>& b) {
+        double sum = 0;
+        for (size_t i = 0; i < a.size(); ++i) sum += double(a[i]) * double(b[i]);
+        return sum;
+    }
+    Numbers<T> draw(int64_t n, T scale = 1) {
+        std::normal_distribution<double> normal;
+        Numbers<T> out(n);
+        for (T& value : out) value = T(normal(random_)) * scale;
+        return out;
+    }
+
+private:
+    T* reserve_or_y() { return reserve.empty() ? y.data() : reserve.data(); }
+    static T* optional(Numbers<T>& numbers) { return numbers.empty() ? nullptr : numbers.data(); }
+
+    std::mt19937 random_;
+};
+
+double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
+
+// One step of one sequence, by the equations.
+template <class T>
+void plain_step(const Shape& s, const Parameters<const T*>& p, int64_t I, const std::vector<double>& x,
+                std::vector<double>& h, std::vector<double>& c) {
+    const int64_t G = s.gates(), R = s.recurrent();
+    std::vector<double> z(G * s.H), m(s.H);
+    for (int64_t j = 0; j < G * s.H; ++j) {
+        z[j] = s.bias ? double(p.b_ih[j]) + double(p.b_hh[j]) : 0;
+        for (int64_t k = 0; k < I; ++k) z[j] += double(p.w_ih[j * I + k]) * x[k];
+        for (int64_t k = 0; k < R; ++k) z[j] += double(p.w_hh[j * R + k]) * h[k];
+    }
+    for (int64_t j = 0; j < s.H; ++j) {
+        if (s.cell == Cell::tanh) m[j] = std::tanh(z[j]);
+        if (s.cell == Cell::relu) m[j] = std::max(0.0, z[j]);
+        if (s.cell == Cell::lstm) {
+            c[j] = sigmoid(z[s.H + j]) * c[j] + sigmoid(z[j]) * std::tanh(z[2 * s.H + j]);
+            m[j] = sigmoid(z[3 * s.H + j]) * std::tanh(c[j]);
+        }
+    }
+    if (!s.P) {
+        h = m;
+        return;
+    }
+    for (int64_t r = 0; r < s.P; ++r) {
+        h[r] = 0;
+        for (int64_t j = 0; j < s.H; ++j) h[r] += double(p.w_hr[r * s.H + j]) * m[j];
+    }
+}
+
+// y (N,D*R) of a whole stack by plain loops in float64.
+template <class T>
+std::vector<double> plain_forward(const Case& which, Arrays<T>& a) {
+    const Shape s = which.shape();
+    const int64_t R = s.recurrent(), N = s.rows();
+    const auto parameters = Arrays<T>::template parameters<const T*>(s, a.weights);
+    std::vector<int64_t> first(s.T + 1, 0);
+    const auto size = [&](int64_t t) { return s.batch_sizes ? s.batch_sizes[t] : s.B; };
+    for (int64_t t = 0; t < s.T; ++t) first[t + 1] = first[t] + size(t);
+    std::vector<double> in(a.x.begin(), a.x.end()), out;
+    for (int64_t l = 0; l < s.L; ++l) {
+        const int64_t I = s.input(l);
+        out.assign(N * s.D * R, 0);
+        for (int64_t d = 0; d < s.D; ++d)
+            for (int64_t b = 0; b < s.B; ++b) {
+                std::vector<double> h(R, 0), c(s.H, 0);
+                const int64_t state = (l * s.D + d) * s.B + b;
+                if (which.initial) std::copy_n(a.h0.begin() + state * R, R, h.begin());
+                if (which.initial && s.cell == Cell::lstm) std::copy_n(a.c0.begin() + state * s.H, s.H, c.begin());
+                for (int64_t step = 0; step < s.T; ++step) {
+                    const int64_t t = d ? s.T - 1 - step : step;
+                    if (b >= size(t)) continue;
+                    const int64_t row = first[t] + b;
+                    const std::vector<double> x(in.begin() + row * I, in.begin() + (row + 1) * I);
+                    plain_step(s, parameters[l * s.D + d], I, x, h, c);
+                    std::copy(h.begin(), h.end(), out.begin() + (row * s.D + d) * R);
+                }
+            }
+        in = out;
+        if (which.dropout && l + 1 < s.L)
+            for (size_t i = 0; i < in.size(); ++i) in[i] *= double(a.dropout[l * in.size() + i]);
+    }
+    return out;
+}
+
+int failures = 0;
+
+void expect(bool good, const char* what, const char* name, int bytes, int threads, double error) {
+    if (good) return;
+    ++failures;
+    std::printf("FAILED %s: %s, float%d, %s, %d threads, error %g\n", what, name, bytes * 8, isa().c_str(), threads, error);
+}
+
+template <class T>
+void check_forward(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<T> a(which, 1);
+    const std::vector<double> truth = plain_forward(which, a);
+    a.forward(s, threads, true);
+    const Numbers<T> trained = a.y;
+    double error = 0;
+    for (size_t i = 0; i < truth.size(); ++i) error = std::max(error, std::abs(truth[i] - double(a.y[i])));
+    // relu is not bounded by 1: measured against the largest output
+    double scale = 1;
+    for (const double value : truth) scale = std::max(scale, std::abs(value));
+    const double epsilon = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
+    expect(error <= 64 * epsilon * scale, "forward", which.name, sizeof(T), threads, error);
+    a.forward(s, threads, false);
+    expect(a.y == trained, "inference equals training", which.name, sizeof(T), threads, 0);
+}
+
+// Every gradient along a random direction v: <gradient, v> = (loss(p + e v) - loss(p - e v)) / 2e.
+void check_backward(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<double> a(which, 2);
+    a.forward(s, threads, true);
+    a.backward(s, threads);
+    const auto inputs = a.inputs(), gradients = a.input_gradients();
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        const Numbers<double> start = *inputs[i], v = a.draw(start.size());
+        const double step = 1e-6 / std::sqrt(double(v.size()) + 1);
+        double loss[2];
+        for (const int side : {0, 1}) {
+            for (size_t j = 0; j < v.size(); ++j) (*inputs[i])[j] = start[j] + (side ? step : -step) * v[j];
+            a.forward(s, threads, false);
+            loss[side] = a.loss();
+        }
+        *inputs[i] = start;
+        const double slope = (loss[1] - loss[0]) / (2 * step), exact = Arrays<double>::dot(*gradients[i], v);
+        expect(std::abs(slope - exact) <= 1e-5 * (1 + std::abs(exact)), "gradient", which.name, 8, threads, slope - exact);
+    }
+}
+
+// Results must not depend on the number of threads, to the last bit.
+template <class T>
+void check_threads(const Case& which) {
+    const Shape s = which.shape();
+    Arrays<T> one(which, 3), many(which, 3);
+    one.forward(s, 1, true);
+    one.backward(s, 1);
+    many.forward(s, 3, true);
+    many.backward(s, 3);
+    bool same = one.y == many.y && one.h_n == many.h_n && one.c_n == many.c_n && one.dx == many.dx;
+    same = same && one.dh0 == many.dh0 && one.dc0 == many.dc0 && one.gradients == many.gradients;
+    expect(same, "one thread equals three", which.name, sizeof(T), 3, 0);
+}
+
+void check_selection() {
+    for (const char* name : {"avx1024", "AVX2 "}) {
+        bool refused = false;
+        try {
+            select_isa(name);
+        } catch (const std::invalid_argument&) {
+            refused = true;
+        }
+        expect(refused, "unknown instruction set is an error", name, 0, 0, 0);
+    }
+}
+
+}  // namespace
+
+int main() {
+    int checks = 0;
+    for (const std::string& name : usable_isas()) {
+        select_isa(name);
+        for (const Case& which : cases) {
+            for (const int threads : {1, 2, 5}) {
+                check_forward<float>(which, threads);
+                check_forward<double>(which, threads);
+                check_backward(which, threads);
+                ++checks;
+            }
+            check_threads<float>(which);
+            check_threads<double>(which);
+        }
+    }
+    check_selection();
+    std::printf("%d case runs, %d failures\n", checks, failures);
+    return failures ? 1 : 0;
+}
