@@ -29,7 +29,8 @@ Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P
     return {static_cast<Cell>(cell), T, B, I, H, P, L, D, bias, sizes};
 }
 
-// Addresses in torch's order for each layer and direction: w_ih, w_hh, then b_ih, b_hh if biased, then w_hr if projected.
+// Addresses in torch's order for each layer and direction: w_ih, w_hh, then b_ih, b_hh if biased, then w_hr if
+// projected.
 template <class P>
 std::vector<Parameters<P>> unflatten(const Shape& s, const std::vector<Address>& flat) {
     const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
@@ -37,7 +38,8 @@ std::vector<Parameters<P>> unflatten(const Shape& s, const std::vector<Address>&
     std::vector<Parameters<P>> out;
     for (size_t i = 0; i < flat.size(); i += each) {
         const auto get = [&](size_t j) { return reinterpret_cast<P>(flat[i + j]); };
-        out.push_back({get(0), get(1), s.bias ? get(2) : nullptr, s.bias ? get(3) : nullptr, s.P ? get(each - 1) : nullptr});
+        out.push_back(
+            {get(0), get(1), s.bias ? get(2) : nullptr, s.bias ? get(3) : nullptr, s.P ? get(each - 1) : nullptr});
     }
     return out;
 }
@@ -45,9 +47,10 @@ std::vector<Parameters<P>> unflatten(const Shape& s, const std::vector<Address>&
 template <class T>
 void forward_at(const Shape& shape, int threads, const std::vector<Address>& parameters, Address x, Address h0,
                 Address c0, Address dropout, Address y, Address h_n, Address c_n, Address reserve) {
-    const Forward<T> call{at<const T>(x),       at<const T>(h0), at<const T>(c0), unflatten<const T*>(shape, parameters),
-                          at<const T>(dropout), at<T>(y),        at<T>(h_n),      at<T>(c_n),
-                          at<T>(reserve)};
+    const Forward<T> call{
+        at<const T>(x),       at<const T>(h0), at<const T>(c0), unflatten<const T*>(shape, parameters),
+        at<const T>(dropout), at<T>(y),        at<T>(h_n),      at<T>(c_n),
+        at<T>(reserve)};
     const py::gil_scoped_release release;
     forward(shape, call, threads);
 }
@@ -56,11 +59,19 @@ template <class T>
 void backward_at(const Shape& shape, int threads, const std::vector<Address>& parameters, Address x, Address h0,
                  Address c0, Address dropout, Address y, Address reserve, Address dy, Address dh_n, Address dc_n,
                  Address dx, Address dh0, Address dc0, const std::vector<Address>& gradients) {
-    const Backward<T> call{at<const T>(x),       at<const T>(h0),   at<const T>(c0),
+    const Backward<T> call{at<const T>(x),
+                           at<const T>(h0),
+                           at<const T>(c0),
                            unflatten<const T*>(shape, parameters),
-                           at<const T>(dropout), at<const T>(y),    at<const T>(reserve),
-                           at<const T>(dy),      at<const T>(dh_n), at<const T>(dc_n),
-                           at<T>(dx),            at<T>(dh0),        at<T>(dc0),
+                           at<const T>(dropout),
+                           at<const T>(y),
+                           at<const T>(reserve),
+                           at<const T>(dy),
+                           at<const T>(dh_n),
+                           at<const T>(dc_n),
+                           at<T>(dx),
+                           at<T>(dh0),
+                           at<T>(dc0),
                            unflatten<T*>(shape, gradients)};
     const py::gil_scoped_release release;
     backward(shape, call, threads);

@@ -24,9 +24,9 @@ struct Shape {
     const int64_t* batch_sizes;  // (T), non-increasing, the first is B; nullptr: B at every step
 
     int64_t gates() const { return cell == Cell::lstm ? 4 : 1; }
-    int64_t recurrent() const { return P ? P : H; }                        // R
+    int64_t recurrent() const { return P ? P : H; }                             // R
     int64_t input(int64_t layer) const { return layer ? D * recurrent() : I; }  // I of that layer
-    int64_t rows() const;                                                   // N
+    int64_t rows() const;                                                       // N
 };
 
 // Parameters of one layer and direction, and with the same shapes their gradients (nullptr: not wanted).
@@ -46,32 +46,32 @@ int64_t reserve_per_row(const Shape& shape);
 
 template <class T>
 struct Forward {
-    const T* x;                                   // (N,I)
-    const T* h0;                                  // (L*D,B,R) or nullptr: zeros
-    const T* c0;                                  // (L*D,B,H) or nullptr: zeros
+    const T* x;                                    // (N,I)
+    const T* h0;                                   // (L*D,B,R) or nullptr: zeros
+    const T* c0;                                   // (L*D,B,H) or nullptr: zeros
     std::vector<Parameters<const T*>> parameters;  // [L*D], directions side by side
-    const T* dropout;                             // (L-1,N,D*R) scale on the output of each lower layer, or nullptr
-    T* y;                                         // (N,D*R)
-    T* h_n;                                       // (L*D,B,R)
-    T* c_n;                                       // (L*D,B,H), LSTM only
-    T* reserve;                                   // see above; nullptr: inference, nothing is kept
+    const T* dropout;                              // (L-1,N,D*R) scale on the output of each lower layer, or nullptr
+    T* y;                                          // (N,D*R)
+    T* h_n;                                        // (L*D,B,R)
+    T* c_n;                                        // (L*D,B,H), LSTM only
+    T* reserve;                                    // see above; nullptr: inference, nothing is kept
 };
 
 template <class T>
 struct Backward {
-    const T* x;        // what forward() got, and what it gave
+    const T* x;  // what forward() got, and what it gave
     const T* h0;
     const T* c0;
     std::vector<Parameters<const T*>> parameters;
     const T* dropout;
     const T* y;
     const T* reserve;
-    const T* dy;   // (N,D*R), dL/dy, or nullptr: zeros
-    const T* dh_n;  // (L*D,B,R) or nullptr: zeros
-    const T* dc_n;  // (L*D,B,H) or nullptr: zeros
-    T* dx;         // (N,I), like the following overwritten; nullptr: not wanted
-    T* dh0;        // (L*D,B,R)
-    T* dc0;        // (L*D,B,H)
+    const T* dy;                            // (N,D*R), dL/dy, or nullptr: zeros
+    const T* dh_n;                          // (L*D,B,R) or nullptr: zeros
+    const T* dc_n;                          // (L*D,B,H) or nullptr: zeros
+    T* dx;                                  // (N,I), like the following overwritten; nullptr: not wanted
+    T* dh0;                                 // (L*D,B,R)
+    T* dc0;                                 // (L*D,B,H)
     std::vector<Parameters<T*>> gradients;  // [L*D]
 };
 

@@ -10,8 +10,6 @@ from rnnfast import _C
 from rnnfast._version import __version__
 
 
-
-
 def info() -> dict[str, object]:
     """Describe the installation.
 

@@ -322,7 +322,22 @@ def _(x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, 
 
 @torch.library.impl(_library, "backward", "CPU")
 def _(
-    x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, y, reserve, dy, dh_n, dc_n, wanted
+    x,
+    batch_sizes,
+    h0,
+    c0,
+    weights,
+    dropout,
+    cell,
+    layers,
+    directions,
+    bias,
+    y,
+    reserve,
+    dy,
+    dh_n,
+    dc_n,
+    wanted,
 ):
     stack = Stack(cell, layers, directions, bias)
     grads = _backward(stack, x, batch_sizes, h0, c0, weights, dropout, y, reserve, dy, dh_n, dc_n, wanted)
@@ -351,10 +366,29 @@ def _(x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, 
 
 @torch.library.register_fake("rnnfast::backward", lib=_library)
 def _(
-    x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, y, reserve, dy, dh_n, dc_n, wanted
+    x,
+    batch_sizes,
+    h0,
+    c0,
+    weights,
+    dropout,
+    cell,
+    layers,
+    directions,
+    bias,
+    y,
+    reserve,
+    dy,
+    dh_n,
+    dc_n,
+    wanted,
 ):
     inputs = (x, h0, c0, *weights)
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t, want in zip(inputs, wanted, strict=True) if want]
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t, want in zip(inputs, wanted, strict=True)
+        if want
+    ]
 
 
 def _setup_context(ctx, inputs, output):

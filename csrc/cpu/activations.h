@@ -43,8 +43,8 @@ struct ExpConstants<double> {
 
 template <class T>
 struct Power {
-    Vec<T> scale;   // 2^n
-    Vec<T> expm1;   // exp(r) - 1
+    Vec<T> scale;  // 2^n
+    Vec<T> expm1;  // exp(r) - 1
 };
 
 // exp(x) = 2^n * exp(r) with |r| <= ln2/2, for smallest <= x <= largest.

@@ -50,7 +50,8 @@ public:
 private:
     // Of one thread: row pointers, and a block of rows packed for the weight gradients.
     struct Scratch {
-        Scratch(int64_t n, int64_t block) : a(n), init(n), gates(n), c(n), c_prev(n), h(n), dh(n), dc(n), dz(n), packed(block) {}
+        Scratch(int64_t n, int64_t block)
+            : a(n), init(n), gates(n), c(n), c_prev(n), h(n), dh(n), dc(n), dz(n), packed(block) {}
         Buffer<const T*> a, init, gates, c, c_prev, h;
         Buffer<T*> dh, dc, dz;
         Buffer<T> packed;
@@ -143,12 +144,20 @@ private:
                 at.a[n] = dz_row(d, sequence.row(t + way.stride()) + b);
             } else {
                 const T* dh_n = this->state(call.dh_n, l, d, b, R);
-                for (int64_t j = columns.begin; j < columns.end; ++j) at.dh[n][j] = dh_n[j] + (dy ? at.init[n][j] : T(0));
+                for (int64_t j = columns.begin; j < columns.end; ++j)
+                    at.dh[n][j] = dh_n[j] + (dy ? at.init[n][j] : T(0));
                 at.init[n] = at.dh[n];
             }
         }
-        const Product<T> product{n, carried ? GH : 0, at.a.get(), 1, outputs, panels.begin, panels.end,
-                                 packed_h.get() + d * outputs.packed(GH), dy || !carried ? at.init.get() : nullptr,
+        const Product<T> product{n,
+                                 carried ? GH : 0,
+                                 at.a.get(),
+                                 1,
+                                 outputs,
+                                 panels.begin,
+                                 panels.end,
+                                 packed_h.get() + d * outputs.packed(GH),
+                                 dy || !carried ? at.init.get() : nullptr,
                                  at.dh.get()};
         if (s.P)
             kernel.product(product);
@@ -167,8 +176,9 @@ private:
             at.dh[n] = dh.get() + (d * s.B + b) * s.H;
         }
         const Range panels = this->my_panels(my, units);
-        return {n, s.P, at.a.get(), 1, units, panels.begin, panels.end, packed_hr.get() + d * units.packed(s.P), nullptr,
-                at.dh.get()};
+        return {n,       s.P,          at.a.get(), 1,
+                units,   panels.begin, panels.end, packed_hr.get() + d * units.packed(s.P),
+                nullptr, at.dh.get()};
     }
 
     void lstm_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, const Product<T>& product) {
@@ -185,8 +195,7 @@ private:
             at.dc[n] = dc.get() + (d * s.B + b) * s.H;
             at.dz[n] = dz_row(d, row);
         }
-        kernel.lstm_step_backward(
-            {product, at.gates.get(), at.c.get(), at.c_prev.get(), at.dc.get(), at.dz.get()});
+        kernel.lstm_step_backward({product, at.gates.get(), at.c.get(), at.c_prev.get(), at.dc.get(), at.dz.get()});
     }
 
     void elman_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, const Product<T>& product) {
@@ -238,8 +247,7 @@ private:
                 kernel.product({n, GH, at.a.get(), 1, x, 0, x.panels, packed_x.get() + d * x.packed(GH),
                                 d ? at.dh.get() : nullptr, at.dh.get()});
             }
-            if (l && call.dropout)
-                multiply_columns(dx, dx, call.dropout + (l - 1) * N * I, {row0 * I, (row0 + n) * I});
+            if (l && call.dropout) multiply_columns(dx, dx, call.dropout + (l - 1) * N * I, {row0 * I, (row0 + n) * I});
         }
     }
 
@@ -271,11 +279,13 @@ private:
             if (to.w_hr) {
                 const T* m = kept(reserve.m, l, d, s.H);
                 for (int64_t r = 0; r < n; ++r) at.h[r] = m + (row0 + r) * s.H;
-                add_outer(at, Range::part(s.P, thread, plan.threads()), n, dr_row(d, row0), s.P, s.H, row0 == 0, to.w_hr);
+                add_outer(at, Range::part(s.P, thread, plan.threads()), n, dr_row(d, row0), s.P, s.H, row0 == 0,
+                          to.w_hr);
             }
             for (T* bias : {to.b_ih, to.b_hh})
                 if (bias)
-                    kernel.add_rows(n, dz_row(d, row0) + mine.begin, dz_stride, mine.end - mine.begin, bias + mine.begin);
+                    kernel.add_rows(n, dz_row(d, row0) + mine.begin, dz_stride, mine.end - mine.begin,
+                                    bias + mine.begin);
         }
     }
 
@@ -305,13 +315,13 @@ private:
     const Reserve reserve;
     const Columns units, outputs;  // of W_hr or the cell (H); of h (R)
     const int64_t GH, dz_stride;
-    Buffer<T> dz;         // (D,N,G*H), rows dz_stride apart
-    Buffer<T> dr;         // (D,N,P), projected: dL/dh
-    Buffer<T> dh, dc;     // (D,B,H), of the step at hand
+    Buffer<T> dz;                             // (D,N,G*H), rows dz_stride apart
+    Buffer<T> dr;                             // (D,N,P), projected: dL/dh
+    Buffer<T> dh, dc;                         // (D,B,H), of the step at hand
     Buffer<T> packed_x, packed_h, packed_hr;  // (D, ...) W_ih (G*H,I), W_hh (G*H,R), W_hr (P,H) of the layer at hand
-    Buffer<T> d_hidden[2];  // (N,D*R), dL/d output of the lower layers, by turns
-    Buffer<T> dropped;      // (N,D*R), input of the layer at hand after dropout
-    std::vector<Scratch> scratch;  // [threads]
+    Buffer<T> d_hidden[2];                    // (N,D*R), dL/d output of the lower layers, by turns
+    Buffer<T> dropped;                        // (N,D*R), input of the layer at hand after dropout
+    std::vector<Scratch> scratch;             // [threads]
 };
 
 }  // namespace

@@ -170,11 +170,13 @@ private:
             } else {
                 to.c_prev[n] = to.c[n] = call.c_n + (i * s.B + b) * s.H;
             }
-            to.h[n] = !s.P ? to.y[n] : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H : m_step.get() + (d * s.B + b) * s.H;
+            to.h[n] = !s.P           ? to.y[n]
+                      : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
+                                     : m_step.get() + (d * s.B + b) * s.H;
         }
         const Weights& w = weights[i];
-        kernel.lstm_step({recurrence(w, to, n, first, panels), call.reserve != nullptr, to.c_prev.get(), to.c.get(),
-                          to.h.get()});
+        kernel.lstm_step(
+            {recurrence(w, to, n, first, panels), call.reserve != nullptr, to.c_prev.get(), to.c.get(), to.h.get()});
         if (s.P) {
             group_barriers[my.group].wait();
             const Range r = this->my_panels(my, projected);
@@ -204,7 +206,8 @@ private:
             const Range batch = this->my_rows(my, t);
             for (int64_t row = sequence.row(t) + batch.begin; row < sequence.row(t) + batch.end; ++row) {
                 const int64_t at = row * s.D * R + d * R;
-                multiply_columns(dropped[l % 2].get() + at, output(l) + at, call.dropout + l * N * s.D * R + at, outputs);
+                multiply_columns(dropped[l % 2].get() + at, output(l) + at, call.dropout + l * N * s.D * R + at,
+                                 outputs);
             }
         }
     }
@@ -213,12 +216,12 @@ private:
     const Reserve reserve;
     const Columns gates, projected;
     const int64_t chunk_steps;
-    std::vector<Weights> weights;   // [L*D]
+    std::vector<Weights> weights;    // [L*D]
     std::vector<Buffer<T>> z_chunk;  // [groups], inference: rows (G,H) of one chunk
-    Buffer<T> m_step;               // (D,B,H), inference: o * tanh(c) before W_hr
-    Buffer<T> hidden[2];            // (N,D*R), inference: output of the layer below, by turns
-    Buffer<T> dropped[2];           // (N,D*R), the same after dropout
-    std::vector<Rows> rows;         // [threads]
+    Buffer<T> m_step;                // (D,B,H), inference: o * tanh(c) before W_hr
+    Buffer<T> hidden[2];             // (N,D*R), inference: output of the layer below, by turns
+    Buffer<T> dropped[2];            // (N,D*R), the same after dropout
+    std::vector<Rows> rows;          // [threads]
 };
 
 }  // namespace

@@ -5,7 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// Members that every instruction set's file sees must leave no shared copy behind: the linker would keep any one of them.
+// Members that every instruction set's file sees must leave no shared copy behind: the linker would keep any one of
+// them.
 #define RNNFAST_INLINE inline __attribute__((always_inline))
 
 namespace rnnfast {
@@ -14,17 +15,19 @@ namespace rnnfast {
 //   gates == 4: a panel holds one vector of units for each LSTM gate; column of (gate, unit) is gate*size + unit.
 //   gates == 1: a panel holds neighbouring vectors; all panels have nearly the same width.
 struct Columns {
-    int64_t size;     // columns of one gate
-    int gates;        // 1 or 4
-    int lanes;        // numbers in a vector
-    int64_t panels;   // how many
+    int64_t size;    // columns of one gate
+    int gates;       // 1 or 4
+    int lanes;       // numbers in a vector
+    int64_t panels;  // how many
 
     RNNFAST_INLINE int64_t vectors() const { return (size + lanes - 1) / lanes; }
     RNNFAST_INLINE int64_t first_vector(int64_t panel) const { return gates == 4 ? panel : panel * vectors() / panels; }
     // Numbers that the packed panels of a (K, columns) matrix take.
     RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * K; }
 
-    static RNNFAST_INLINE Columns of_gates(int64_t size, int lanes) { return {size, 4, lanes, (size + lanes - 1) / lanes}; }
+    static RNNFAST_INLINE Columns of_gates(int64_t size, int lanes) {
+        return {size, 4, lanes, (size + lanes - 1) / lanes};
+    }
     // At least `min_panels` panels if there are that many vectors, so that as many threads can share the work.
     static RNNFAST_INLINE Columns of_matrix(int64_t size, int lanes, int64_t min_panels) {
         const int64_t vectors = (size + lanes - 1) / lanes;
@@ -43,43 +46,43 @@ struct Product {
     ptrdiff_t a_stride;
     Columns columns;
     int64_t panel0, panel1;
-    const T* packed;          // W, see pack_rows()
-    const T* const* init;     // nullptr: zeros; may be c
+    const T* packed;       // W, see pack_rows()
+    const T* const* init;  // nullptr: zeros; may be c
     T* const* c;
 };
 
 // z = product, then the cell: c = f*c_prev + i*g, h = o*tanh(c).
 template <class T>
 struct LstmStep {
-    Product<T> product;       // into z rows (G,H); columns.of_gates
-    bool keep_gates;          // write the activated gates back into z
-    const T* const* c_prev;   // rows (H)
-    T* const* c;              // rows (H), may be c_prev
-    T* const* h;              // rows (H)
+    Product<T> product;      // into z rows (G,H); columns.of_gates
+    bool keep_gates;         // write the activated gates back into z
+    const T* const* c_prev;  // rows (H)
+    T* const* c;             // rows (H), may be c_prev
+    T* const* h;             // rows (H)
 };
 
 // h = tanh or relu of the product, in place.
 template <class T>
 struct ElmanStep {
-    Product<T> product;       // into h rows (H)
+    Product<T> product;  // into h rows (H)
     bool relu;
 };
 
 // dh = product, then dz of the gates and dc of the step before.
 template <class T>
 struct LstmStepBackward {
-    Product<T> product;          // into dh rows (H); K == 0: dh = init
-    const T* const* gates;       // rows (G,H), activated
-    const T* const* c;           // rows (H)
-    const T* const* c_prev;      // rows (H)
-    T* const* dc;                // rows (H), in: dL/dc_t carried from t+1; out: dL/dc_{t-1}
-    T* const* dz;                // rows (G,H)
+    Product<T> product;      // into dh rows (H); K == 0: dh = init
+    const T* const* gates;   // rows (G,H), activated
+    const T* const* c;       // rows (H)
+    const T* const* c_prev;  // rows (H)
+    T* const* dc;            // rows (H), in: dL/dc_t carried from t+1; out: dL/dc_{t-1}
+    T* const* dz;            // rows (G,H)
 };
 
 template <class T>
 struct ElmanStepBackward {
-    Product<T> product;          // into dz rows (H), where dh becomes dz
-    const T* const* h;           // rows (H)
+    Product<T> product;  // into dz rows (H), where dh becomes dz
+    const T* const* h;   // rows (H)
     bool relu;
 };
 

@@ -9,9 +9,9 @@ namespace {
 // current x86 server cores.
 constexpr double cycles_per_barrier = 600;
 constexpr double cycles_per_region = 15000;
-constexpr double near_cache = 512 * 1024;       // bytes of weights that a thread keeps at hand
-constexpr double far_bytes_per_cycle = 8;       // of weights beyond, each step
-constexpr double cycles_per_activation = 25;    // one vector of a gate
+constexpr double near_cache = 512 * 1024;     // bytes of weights that a thread keeps at hand
+constexpr double far_bytes_per_cycle = 8;     // of weights beyond, each step
+constexpr double cycles_per_activation = 25;  // one vector of a gate
 
 double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lanes, int bytes) {
     const double G = s.gates(), R = s.recurrent();

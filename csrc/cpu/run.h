@@ -15,8 +15,8 @@ namespace rnnfast {
 struct Share {
     int thread;
     Range directions;
-    Range batch;       // its group's sequences
-    int group;         // number of its group among all groups of all teams
+    Range batch;        // its group's sequences
+    int group;          // number of its group among all groups of all teams
     int split, splits;  // its part of the units
 };
 
@@ -76,7 +76,8 @@ protected:
         return start ? start + (sweep(l, d) * s.B + b) * size : zeros.get();
     }
     // The row before (t, b) in a direction: of `rows` if the sequence ran then, else the initial state.
-    const T* previous(const Direction& way, int64_t t, int64_t b, const T* rows, int64_t stride, const T* initial) const {
+    const T* previous(const Direction& way, int64_t t, int64_t b, const T* rows, int64_t stride,
+                      const T* initial) const {
         const int64_t before = t - way.stride();
         return b < sequence.size(before) ? rows + (sequence.row(before) + b) * stride : initial;
     }

@@ -67,11 +67,11 @@ constexpr const Tile<T>* tiles[] = {
 
 // Where one panel lies.
 struct Panel {
-    int64_t column;      // of its first vector
+    int64_t column;  // of its first vector
     int vectors;
-    ptrdiff_t stride;    // columns between its vectors
-    int last_lanes;      // columns in its last vector (with gates: in each of them)
-    int64_t offset;      // of its numbers, in units of K
+    ptrdiff_t stride;  // columns between its vectors
+    int last_lanes;    // columns in its last vector (with gates: in each of them)
+    int64_t offset;    // of its numbers, in units of K
 
     Panel(const Columns& columns, int64_t panel) {
         const int64_t first = columns.first_vector(panel);

@@ -88,12 +88,12 @@ struct Arrays {
                             threads);
     }
     void backward(const Shape& s, int threads) {
-        rnnfast::backward<T>(s,
-                             {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout),
-                              y.data(), reserve.data(), dy.data(), dh_n.data(), optional(dc_n), dx.data(),
-                              h0.empty() ? nullptr : dh0.data(), c0.empty() ? nullptr : dc0.data(),
-                              parameters<T*>(s, gradients)},
-                             threads);
+        rnnfast::backward<T>(
+            s,
+            {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout), y.data(),
+             reserve.data(), dy.data(), dh_n.data(), optional(dc_n), dx.data(), h0.empty() ? nullptr : dh0.data(),
+             c0.empty() ? nullptr : dc0.data(), parameters<T*>(s, gradients)},
+            threads);
     }
     double loss() const { return dot(y, dy) + dot(h_n, dh_n) + dot(c_n, dc_n); }
 
@@ -197,7 +197,8 @@ int failures = 0;
 void expect(bool good, const char* what, const char* name, int bytes, int threads, double error) {
     if (good) return;
     ++failures;
-    std::printf("FAILED %s: %s, float%d, %s, %d threads, error %g\n", what, name, bytes * 8, isa().c_str(), threads, error);
+    std::printf("FAILED %s: %s, float%d, %s, %d threads, error %g\n", what, name, bytes * 8, isa().c_str(), threads,
+                error);
 }
 
 template <class T>
@@ -236,7 +237,8 @@ void check_backward(const Case& which, int threads) {
         }
         *inputs[i] = start;
         const double slope = (loss[1] - loss[0]) / (2 * step), exact = Arrays<double>::dot(*gradients[i], v);
-        expect(std::abs(slope - exact) <= 1e-5 * (1 + std::abs(exact)), "gradient", which.name, 8, threads, slope - exact);
+        expect(std::abs(slope - exact) <= 1e-5 * (1 + std::abs(exact)), "gradient", which.name, 8, threads,
+               slope - exact);
     }
 }
 
