@@ -16,6 +16,10 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+void expect(const std::vector<Address>& addresses, size_t count) {
+    if (addresses.size() != count) throw std::invalid_argument("wrong number of arrays");
+}
+
 Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t L, int64_t D, bool bias,
                  Address batch_sizes) {
     if (cell < 0 || cell > 2) throw std::invalid_argument("cell: expected 0 (tanh), 1 (relu) or 2 (lstm)");
@@ -44,37 +48,72 @@ std::vector<Parameters<P>> unflatten(const Shape& s, const std::vector<Address>&
     return out;
 }
 
+using Addresses = std::vector<Address>;
+
+// A finished forward pass: x, h0, c0, dropout, y, reserve; parameters.
 template <class T>
-void forward_at(const Shape& shape, int threads, const std::vector<Address>& parameters, Address x, Address h0,
-                Address c0, Address dropout, Address y, Address h_n, Address c_n, Address reserve) {
-    const Forward<T> call{
-        at<const T>(x),       at<const T>(h0), at<const T>(c0), unflatten<const T*>(shape, parameters),
-        at<const T>(dropout), at<T>(y),        at<T>(h_n),      at<T>(c_n),
-        at<T>(reserve)};
+Past<T> past_at(const Shape& s, const Addresses& a, const Addresses& parameters) {
+    expect(a, 6);
+    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
+            at<const T>(a[3]), at<const T>(a[4]), at<const T>(a[5])};
+}
+
+// Gradients: of y, h_n, c_n in, of x, h0, c0 out; of the parameters out.
+template <class T>
+Adjoint<T> adjoint_at(const Shape& s, const Addresses& a, const Addresses& parameters, int64_t groups) {
+    expect(a, 6);
+    if (groups < 1 || (s.B && s.B % groups)) throw std::invalid_argument("groups must divide the batch");
+    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]),           at<T>(a[3]),
+            at<T>(a[4]),       at<T>(a[5]),       unflatten<T*>(s, parameters), groups};
+}
+
+// Tangents: of x, h0, c0 in, of y, h_n, c_n out; of the parameters in.
+template <class T>
+Tangent<T> tangent_of(const Shape& s, const Addresses& a, const Addresses& parameters) {
+    expect(a, 6);
+    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
+            at<T>(a[3]),       at<T>(a[4]),       at<T>(a[5])};
+}
+
+// x, h0, c0, dropout in, y, h_n, c_n, reserve out.
+template <class T>
+void forward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& a) {
+    expect(a, 8);
+    const Forward<T> call{at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
+                          at<const T>(a[3]), at<T>(a[4]),       at<T>(a[5]),       at<T>(a[6]),
+                          at<T>(a[7])};
     const py::gil_scoped_release release;
-    forward(shape, call, threads);
+    forward(s, call, threads);
 }
 
 template <class T>
-void backward_at(const Shape& shape, int threads, const std::vector<Address>& parameters, Address x, Address h0,
-                 Address c0, Address dropout, Address y, Address reserve, Address dy, Address dh_n, Address dc_n,
-                 Address dx, Address dh0, Address dc0, const std::vector<Address>& gradients) {
-    const Backward<T> call{at<const T>(x),
-                           at<const T>(h0),
-                           at<const T>(c0),
-                           unflatten<const T*>(shape, parameters),
-                           at<const T>(dropout),
-                           at<const T>(y),
-                           at<const T>(reserve),
-                           at<const T>(dy),
-                           at<const T>(dh_n),
-                           at<const T>(dc_n),
-                           at<T>(dx),
-                           at<T>(dh0),
-                           at<T>(dc0),
-                           unflatten<T*>(shape, gradients)};
+void backward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past,
+                 const Addresses& adjoint, const Addresses& gradients, int64_t groups) {
+    const Past<T> p = past_at<T>(s, past, parameters);
+    const Adjoint<T> a = adjoint_at<T>(s, adjoint, gradients, groups);
     const py::gil_scoped_release release;
-    backward(shape, call, threads);
+    backward(s, p, a, threads);
+}
+
+template <class T>
+void tangent_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, const Addresses& dot,
+                const Addresses& parameters_dot) {
+    const Past<T> p = past_at<T>(s, past, parameters);
+    const Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
+    const py::gil_scoped_release release;
+    tangent(s, p, t, threads);
+}
+
+template <class T>
+void second_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, const Addresses& dot,
+               const Addresses& parameters_dot, const Addresses& first, const Addresses& first_gradients,
+               const Addresses& plain, const Addresses& plain_gradients, int64_t groups) {
+    const Past<T> p = past_at<T>(s, past, parameters);
+    const Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
+    const Adjoint<T> f = adjoint_at<T>(s, first, first_gradients, groups);
+    const Adjoint<T> g = adjoint_at<T>(s, plain, plain_gradients, groups);
+    const py::gil_scoped_release release;
+    second(s, p, t, f, g, threads);
 }
 
 }  // namespace
@@ -92,6 +131,10 @@ PYBIND11_MODULE(_C, m) {
     m.def("forward_float64", &forward_at<double>);
     m.def("backward_float32", &backward_at<float>);
     m.def("backward_float64", &backward_at<double>);
+    m.def("tangent_float32", &tangent_at<float>);
+    m.def("tangent_float64", &tangent_at<double>);
+    m.def("second_float32", &second_at<float>);
+    m.def("second_float64", &second_at<double>);
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
     m.def("select_isa", &select_isa);

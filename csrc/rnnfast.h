@@ -57,29 +57,58 @@ struct Forward {
     T* reserve;                                    // see above; nullptr: inference, nothing is kept
 };
 
+// A finished forward pass: what forward() got, and what it gave.
 template <class T>
-struct Backward {
-    const T* x;  // what forward() got, and what it gave
+struct Past {
+    const T* x;
     const T* h0;
     const T* c0;
     std::vector<Parameters<const T*>> parameters;
     const T* dropout;
     const T* y;
     const T* reserve;
-    const T* dy;                            // (N,D*R), dL/dy, or nullptr: zeros
-    const T* dh_n;                          // (L*D,B,R) or nullptr: zeros
-    const T* dc_n;                          // (L*D,B,H) or nullptr: zeros
-    T* dx;                                  // (N,I), like the following overwritten; nullptr: not wanted
-    T* dh0;                                 // (L*D,B,R)
-    T* dc0;                                 // (L*D,B,H)
-    std::vector<Parameters<T*>> gradients;  // [L*D]
+};
+
+// dL/d outputs in, dL/d inputs and parameters out.
+template <class T>
+struct Adjoint {
+    const T* y;                              // (N,D*R), or nullptr: zeros
+    const T* h_n;                            // (L*D,B,R) or nullptr: zeros
+    const T* c_n;                            // (L*D,B,H) or nullptr: zeros
+    T* x;                                    // (N,I), like the following overwritten; nullptr: not wanted
+    T* h0;                                   // (L*D,B,R)
+    T* c0;                                   // (L*D,B,H)
+    std::vector<Parameters<T*>> parameters;  // [L*D], each array (groups, ...)
+    // Gradients of the parameters are summed up over each group of sequences on its own: sequence b is of group
+    // b % groups. 1: over the whole batch.
+    int64_t groups;
+};
+
+// A direction in the space of inputs and parameters (nullptr: zeros), and the derivative of the outputs along it.
+template <class T>
+struct Tangent {
+    const T* x;                                    // (N,I)
+    const T* h0;                                   // (L*D,B,R)
+    const T* c0;                                   // (L*D,B,H)
+    std::vector<Parameters<const T*>> parameters;  // [L*D]
+    T* y;                                          // (N,D*R), out
+    T* h_n;                                        // (L*D,B,R), out
+    T* c_n;                                        // (L*D,B,H), out, LSTM only
 };
 
 // Run a whole stack of layers and directions on up to `threads` threads. Results do not depend on `threads`.
 template <class T>
 void forward(const Shape& shape, const Forward<T>& call, int threads);
 template <class T>
-void backward(const Shape& shape, const Backward<T>& call, int threads);
+void backward(const Shape& shape, const Past<T>& past, const Adjoint<T>& adjoint, int threads);
+template <class T>
+void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int threads);
+// The second derivative, of S = <first outputs, tangent outputs> + <plain outputs, outputs>: `plain` gets dS/d inputs,
+// `first` gets dS/d tangents (which is the first-order backward pass of `first`), `dot` the tangent outputs.
+// This is double backward, forward over reverse and reverse over forward in one.
+template <class T>
+void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, const Adjoint<T>& first,
+            const Adjoint<T>& plain, int threads);
 
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();

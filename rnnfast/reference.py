@@ -99,6 +99,9 @@ class Gradients(NamedTuple):
     weights: list[Array]  # flat, in the order in which they were given
 
 
+tanh = np.tanh
+
+
 def sigmoid(z: Array) -> Array:
     """σ(z) = 1 / (1 + exp(-z)), arranged so that no exp overflows."""
     e = np.exp(-np.abs(z))
@@ -159,7 +162,7 @@ def elman_forward(
         h_prev = h[:n].copy()
 
         z = _affine(x_t, h_prev, w)
-        h_t = np.tanh(z) if nonlinearity == "tanh" else np.maximum(z, 0.0)
+        h_t = tanh(z) if nonlinearity == "tanh" else np.maximum(z, 0.0)
 
         y[at] = h[:n] = h_t
         steps.append(ElmanStep(at, x_t, h_prev, h_t))
@@ -211,9 +214,9 @@ def lstm_forward(
         h_prev, c_prev = h[:n].copy(), c[:n].copy()
 
         i, f, g, o = np.split(_affine(x_t, h_prev, w), 4, axis=1)
-        i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         c_t = f * c_prev + i * g
-        m_t = o * np.tanh(c_t)
+        m_t = o * tanh(c_t)
         h_t = m_t if w.w_hr is None else m_t @ w.w_hr.T
 
         y[at] = h[:n] = h_t
@@ -243,7 +246,7 @@ def lstm_backward(
             dm = dh_t @ w.w_hr
             dw.w_hr[...] += dh_t.T @ m
 
-        tanh_c = np.tanh(c)
+        tanh_c = tanh(c)
         do = dm * tanh_c  # m_t = o * tanh(c_t)
         dc_t = dc[:n] + dm * o * (1.0 - tanh_c**2)
         di, df, dg = dc_t * g, dc_t * c_prev, dc_t * i  # c_t = f * c_{t-1} + i * g

@@ -202,15 +202,9 @@ private:
             if (s.cell == Cell::lstm && call.reserve)
                 copy_columns(call.c_n + (i * s.B + b) * s.H, call.reserve + reserve.cells + (i * N + row) * s.H, units);
         }
-        if (!call.dropout || l == s.L - 1) return;
-        for (int64_t t = 0; t < s.T; ++t) {
-            const Range batch = this->my_rows(my, t);
-            for (int64_t row = sequence.row(t) + batch.begin; row < sequence.row(t) + batch.end; ++row) {
-                const int64_t at = row * s.D * R + d * R;
-                multiply_columns(dropped[l % 2].get() + at, output(l) + at, call.dropout + l * N * s.D * R + at,
-                                 outputs);
-            }
-        }
+        if (call.dropout && l < s.L - 1)
+            this->drop_columns(my, dropped[l % 2].get() + d * R, output(l) + d * R,
+                               call.dropout + l * N * s.D * R + d * R, outputs);
     }
 
     const Forward<T>& call;

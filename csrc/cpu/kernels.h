@@ -77,6 +77,7 @@ struct LstmStepBackward {
     const T* const* c_prev;  // rows (H)
     T* const* dc;            // rows (H), in: dL/dc_t carried from t+1; out: dL/dc_{t-1}
     T* const* dz;            // rows (G,H)
+    T* const* dc_all;        // rows (H), all of dL/dc_t, or nullptr
 };
 
 template <class T>
@@ -84,6 +85,46 @@ struct ElmanStepBackward {
     Product<T> product;  // into dz rows (H), where dh becomes dz
     const T* const* h;   // rows (H)
     bool relu;
+};
+
+// Tangents of one step: z_dot = product, then c_dot and h_dot by the derivative of the cell.
+template <class T>
+struct LstmStepTangent {
+    Product<T> product;          // into z_dot rows (G,H); columns.of_gates
+    const T* const* gates;       // rows (G,H), activated
+    const T* const* c;           // rows (H)
+    const T* const* c_prev;      // rows (H)
+    const T* const* c_dot_prev;  // rows (H)
+    T* const* c_dot;             // rows (H)
+    T* const* h_dot;             // rows (H)
+};
+
+template <class T>
+struct ElmanStepTangent {
+    Product<T> product;     // into z_dot rows (H)
+    const T* const* h;      // rows (H)
+    T* const* h_dot;        // rows (H)
+    bool relu;
+};
+
+// One step of back-propagation through a step and its tangent together. The gradients of the tangents (`first`) are
+// known: they are a first-order pass of their own. This one adds what the second derivative of the cell makes of them.
+template <class T>
+struct LstmStepSecond {
+    LstmStepBackward<T> step;    // of the step itself
+    const T* const* z_dot;       // rows (G,H)
+    const T* const* c_dot;       // rows (H)
+    const T* const* c_dot_prev;  // rows (H)
+    const T* const* dz_first;    // rows (G,H), gradient of z_dot
+    const T* const* dc_first;    // rows (H), all of the gradient of c_dot
+    const T* const* dh_first;    // rows (H), gradient of h_dot
+};
+
+template <class T>
+struct ElmanStepSecond {
+    ElmanStepBackward<T> step;
+    const T* const* z_dot;     // rows (H)
+    const T* const* dz_first;  // rows (H)
 };
 
 template <class T>
@@ -101,6 +142,10 @@ struct Kernels {
     void (*elman_step)(const ElmanStep<T>&);
     void (*lstm_step_backward)(const LstmStepBackward<T>&);
     void (*elman_step_backward)(const ElmanStepBackward<T>&);
+    void (*lstm_step_tangent)(const LstmStepTangent<T>&);
+    void (*elman_step_tangent)(const ElmanStepTangent<T>&);
+    void (*lstm_step_second)(const LstmStepSecond<T>&);
+    void (*elman_step_second)(const ElmanStepSecond<T>&);
     // sums[j] += sum_r rows[r][j] for r in [0, count), j in [0, size), one partial sum for all rows
     void (*add_rows)(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums);
     // Runs `rounds` rounds of independent multiply-adds; returns the number of floating-point operations done.

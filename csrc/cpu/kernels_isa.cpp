@@ -38,8 +38,20 @@ int64_t burn(int64_t rounds) {
 }
 
 template <class T>
-constexpr Kernels<T> table = {lanes_of<T>,  max_tile_rows, pack_transposed<T>,    pack_rows<T>,           product<T>,
-                              lstm_step<T>, elman_step<T>, lstm_step_backward<T>, elman_step_backward<T>, add_rows<T>,
+constexpr Kernels<T> table = {lanes_of<T>,
+                              max_tile_rows,
+                              pack_transposed<T>,
+                              pack_rows<T>,
+                              product<T>,
+                              lstm_step<T>,
+                              elman_step<T>,
+                              lstm_step_backward<T>,
+                              elman_step_backward<T>,
+                              lstm_step_tangent<T>,
+                              elman_step_tangent<T>,
+                              lstm_step_second<T>,
+                              elman_step_second<T>,
+                              add_rows<T>,
                               burn<T>};
 
 }  // namespace

@@ -11,6 +11,17 @@
 
 namespace rnnfast {
 
+template <class T>
+void copy_columns(T* to, const T* from, const Range& columns) {
+    std::copy(from + columns.begin, from + columns.end, to + columns.begin);
+}
+
+// to = a * b
+template <class T>
+void multiply_columns(T* to, const T* a, const T* b, const Range& columns) {
+    for (int64_t j = columns.begin; j < columns.end; ++j) to[j] = a[j] * b[j];
+}
+
 // The share of one thread in every sweep (a sweep: one layer in one direction through time).
 struct Share {
     int thread;
@@ -82,6 +93,17 @@ protected:
         return b < sequence.size(before) ? rows + (sequence.row(before) + b) * stride : initial;
     }
 
+    // to = from * mask in some columns of this thread's rows; the pointers are to row 0, rows (D*R).
+    void drop_columns(const Share& my, T* to, const T* from, const T* mask, const Range& columns) const {
+        for (int64_t t = 0; t < s.T; ++t) {
+            const Range batch = my_rows(my, t);
+            for (int64_t b = batch.begin; b < batch.end; ++b) {
+                const int64_t at = (sequence.row(t) + b) * s.D * R;
+                multiply_columns(to + at, from + at, mask + at, columns);
+            }
+        }
+    }
+
     const Shape& s;
     const int64_t R, G;
     const Sequence sequence;
@@ -92,16 +114,5 @@ protected:
     Barrier everyone;
     std::vector<Barrier> group_barriers;
 };
-
-template <class T>
-void copy_columns(T* to, const T* from, const Range& columns) {
-    std::copy(from + columns.begin, from + columns.end, to + columns.begin);
-}
-
-// to = a * b
-template <class T>
-void multiply_columns(T* to, const T* a, const T* b, const Range& columns) {
-    for (int64_t j = columns.begin; j < columns.end; ++j) to[j] = a[j] * b[j];
-}
 
 }  // namespace rnnfast

@@ -87,13 +87,22 @@ struct Arrays {
                              y.data(), h_n.data(), c_n.data(), keep ? reserve_or_y() : nullptr},
                             threads);
     }
-    void backward(const Shape& s, int threads) {
-        rnnfast::backward<T>(
-            s,
-            {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout), y.data(),
-             reserve.data(), dy.data(), dh_n.data(), optional(dc_n), dx.data(), h0.empty() ? nullptr : dh0.data(),
-             c0.empty() ? nullptr : dc0.data(), parameters<T*>(s, gradients)},
-            threads);
+    void backward(const Shape& s, int threads, int64_t groups = 1) {
+        rnnfast::backward<T>(s, past(s), adjoint(s, groups), threads);
+    }
+    // Treats `v` as a direction: its inputs are tangents, its outputs become the tangent outputs.
+    void second(const Shape& s, int threads, Arrays& v, Arrays& first, Arrays& plain) {
+        const Tangent<T> dot{v.x.data(), optional(v.h0), optional(v.c0), parameters<const T*>(s, v.weights),
+                             v.y.data(), v.h_n.data(), v.c_n.data()};
+        rnnfast::second<T>(s, past(s), dot, first.adjoint(s, 1), plain.adjoint(s, 1), threads);
+    }
+    Past<T> past(const Shape& s) {
+        return {x.data(),          optional(h0), optional(c0),  parameters<const T*>(s, weights),
+                optional(dropout), y.data(),     reserve_or_y()};
+    }
+    Adjoint<T> adjoint(const Shape& s, int64_t groups) {
+        return {dy.data(),     dh_n.data(),   optional(dc_n),               dx.data(),
+                optional(dh0), optional(dc0), parameters<T*>(s, gradients), groups};
     }
     double loss() const { return dot(y, dy) + dot(h_n, dh_n) + dot(c_n, dc_n); }
 
@@ -242,6 +251,75 @@ void check_backward(const Case& which, int threads) {
     }
 }
 
+// The tangents of the outputs and of the gradients along v, against finite differences of both.
+void check_second(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<double> a(which, 4), v(which, 5), first(which, 6), plain(which, 7), expected(which, 7);
+    v.dropout = a.dropout;
+    a.forward(s, threads, true);
+    a.second(s, threads, v, first, plain);
+    const auto inputs = a.inputs(), directions = v.inputs();
+    const double step = 1e-6;
+    std::vector<Numbers<double>> slopes, start;
+    for (const auto* input : inputs) start.push_back(*input);
+    Numbers<double> y_slope;
+    for (const int side : {1, -1}) {
+        for (size_t i = 0; i < inputs.size(); ++i)
+            for (size_t j = 0; j < inputs[i]->size(); ++j) (*inputs[i])[j] += side * step * (*directions[i])[j];
+        a.dy = first.dy, a.dh_n = first.dh_n, a.dc_n = first.dc_n;
+        a.forward(s, threads, true);
+        a.backward(s, threads);
+        const auto gradients = a.input_gradients();
+        slopes.resize(gradients.size());
+        y_slope.resize(a.y.size());
+        for (size_t i = 0; i < gradients.size(); ++i) {
+            slopes[i].resize(gradients[i]->size());
+            for (size_t j = 0; j < slopes[i].size(); ++j) slopes[i][j] += side * (*gradients[i])[j] / (2 * step);
+        }
+        for (size_t j = 0; j < y_slope.size(); ++j) y_slope[j] += side * a.y[j] / (2 * step);
+        for (size_t i = 0; i < inputs.size(); ++i) *inputs[i] = start[i];
+    }
+    a.forward(s, threads, true);
+    a.backward(s, threads);
+    for (size_t i = 0; i < slopes.size(); ++i)  // first-order gradients of the tangents are those of `first`
+        expect(*first.input_gradients()[i] == *a.input_gradients()[i], "first equals backward", which.name, 8, threads, 0);
+    a.dy = plain.dy, a.dh_n = plain.dh_n, a.dc_n = plain.dc_n;
+    a.backward(s, threads);
+    double error = 0;
+    for (size_t j = 0; j < y_slope.size(); ++j) error = std::max(error, std::abs(y_slope[j] - v.y[j]));
+    expect(error <= 1e-6, "tangent", which.name, 8, threads, error);
+    for (size_t i = 0; i < slopes.size(); ++i) {
+        double worst = 0, scale = 1;
+        for (size_t j = 0; j < slopes[i].size(); ++j) {
+            const double want = slopes[i][j] + (*a.input_gradients()[i])[j];
+            worst = std::max(worst, std::abs((*plain.input_gradients()[i])[j] - want));
+            scale = std::max(scale, std::abs(want));
+        }
+        expect(worst <= 1e-6 * scale, "second derivative", which.name, 8, threads, worst / scale);
+    }
+}
+
+// Gradients of each group of sequences, added up, are those of the batch.
+void check_groups(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<double> whole(which, 8), grouped(which, 8);
+    for (auto& gradient : grouped.gradients) gradient.resize(gradient.size() * s.B);
+    whole.forward(s, threads, true);
+    whole.backward(s, threads);
+    grouped.forward(s, threads, true);
+    grouped.backward(s, threads, s.B);
+    for (size_t i = 0; i < whole.gradients.size(); ++i) {
+        const size_t size = whole.gradients[i].size();
+        double worst = 0;
+        for (size_t j = 0; j < size; ++j) {
+            double sum = 0;
+            for (int64_t b = 0; b < s.B; ++b) sum += grouped.gradients[i][b * size + j];
+            worst = std::max(worst, std::abs(sum - whole.gradients[i][j]));
+        }
+        expect(worst <= 1e-11, "groups add up", which.name, 8, threads, worst);
+    }
+}
+
 // Results must not depend on the number of threads, to the last bit.
 template <class T>
 void check_threads(const Case& which) {
@@ -279,6 +357,8 @@ int main() {
                 check_forward<float>(which, threads);
                 check_forward<double>(which, threads);
                 check_backward(which, threads);
+                if (which.cell != Cell::relu) check_second(which, threads);  // relu bends where no difference is small
+                check_groups(which, threads);
                 ++checks;
             }
             check_threads<float>(which);

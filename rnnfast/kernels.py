@@ -1,0 +1,297 @@
+"""The compiled kernels as functions of tensors: sizes are checked, outputs allocated, addresses passed.
+
+Nothing here knows autograd; `rnnfast.ops` builds derivatives from these four functions. Shapes are those of
+`rnnfast.ops.recurrent`; `past` is a finished forward pass, tangents are directions of the same shapes as what they
+belong to (None: zeros), and gradients that are not wanted are None.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnfast import _C
+
+_SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
+DTYPES = tuple(_SUFFIX)
+_FORWARD = {dtype: getattr(_C, f"forward_{name}") for dtype, name in _SUFFIX.items()}
+_BACKWARD = {dtype: getattr(_C, f"backward_{name}") for dtype, name in _SUFFIX.items()}
+_TANGENT = {dtype: getattr(_C, f"tangent_{name}") for dtype, name in _SUFFIX.items()}
+_SECOND = {dtype: getattr(_C, f"second_{name}") for dtype, name in _SUFFIX.items()}
+
+
+class Stack(NamedTuple):
+    """The constants of a stack: cell (0 tanh, 1 relu, 2 lstm), L layers, D directions, has it biases."""
+
+    cell: int
+    L: int
+    D: int
+    bias: bool
+
+    @property
+    def lstm(self) -> bool:
+        return self.cell == 2
+
+    @property
+    def gates(self) -> int:
+        return 4 if self.lstm else 1
+
+    def projected(self, weights: list[Tensor]) -> bool:
+        return len(weights) == self.L * self.D * (5 if self.bias else 3)
+
+
+class Inputs(NamedTuple):
+    """What a derivative is taken in: x (T,B,I) or (N,I), h0 (L*D,B,R), c0 (L*D,B,H), weights as torch orders them."""
+
+    x: Tensor | None
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[Tensor | None]
+
+    def flat(self) -> list[Tensor | None]:
+        return [self.x, self.h0, self.c0, *self.weights]
+
+
+class Outputs(NamedTuple):
+    """y (T,B,D*R) or (N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) (None for Elman)."""
+
+    y: Tensor | None
+    h_n: Tensor | None
+    c_n: Tensor | None
+
+
+class Past(NamedTuple):
+    """A finished forward pass."""
+
+    stack: Stack
+    inputs: Inputs
+    batch_sizes: Tensor | None
+    dropout: Tensor | None
+    y: Tensor
+    reserve: Tensor
+
+
+class _Sizes(NamedTuple):
+    T: int
+    B: int
+    I: int  # noqa: E741
+    H: int
+    P: int
+    N: int
+
+    @property
+    def R(self) -> int:
+        return self.P or self.H
+
+
+def _sizes(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> _Sizes:
+    x, weights = inputs.x, inputs.weights
+    H, R = weights[0].size(0) // stack.gates, weights[1].size(1)
+    P = R if stack.projected(weights) else 0
+    if batch_sizes is None:
+        T, B, I = x.shape  # noqa: E741
+        return _Sizes(T, B, I, H, P, T * B)
+    N, I = x.shape  # noqa: E741
+    return _Sizes(batch_sizes.numel(), int(batch_sizes[0]), I, H, P, N)
+
+
+# --- everything that keeps the kernels inside their arrays ------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _weight_shapes(stack: Stack, I: int, H: int, P: int) -> list[tuple[int, ...]]:  # noqa: E741
+    shapes: list[tuple[int, ...]] = []
+    for layer in range(stack.L):
+        width = I if layer == 0 else stack.D * (P or H)
+        one = [(stack.gates * H, width), (stack.gates * H, P or H)]
+        one += [(stack.gates * H,)] * 2 if stack.bias else []
+        one += [(P, H)] if P else []
+        shapes += one * stack.D
+    return shapes
+
+
+def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
+    if tensor is None:
+        return
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype is not like.dtype:
+        raise RuntimeError(f"{name}: expected dtype {like.dtype} like the input, got {tensor.dtype}")
+    if tensor.device != like.device:
+        raise RuntimeError(f"{name}: expected device {like.device} like the input, got {tensor.device}")
+
+
+def _expect_inputs(what: str, stack: Stack, s: _Sizes, inputs: Inputs, like: Tensor) -> None:
+    shapes = _weight_shapes(stack, s.I, s.H, s.P)
+    if len(inputs.weights) != len(shapes):
+        raise RuntimeError(f"{what}weights: expected {len(shapes)} tensors, got {len(inputs.weights)}")
+    for i, (weight, shape) in enumerate(zip(inputs.weights, shapes, strict=True)):
+        _expect(f"{what}weights[{i}]", weight, shape, like)
+    _expect(f"{what}x", inputs.x, like.shape, like)
+    _expect(f"{what}h0", inputs.h0, (stack.L * stack.D, s.B, s.R), like)
+    _expect(f"{what}c0", inputs.c0, (stack.L * stack.D, s.B, s.H), like)
+
+
+def _expect_outputs(what: str, stack: Stack, s: _Sizes, outputs: Outputs, like: Tensor) -> None:
+    _expect(f"{what}y", outputs.y, (*like.shape[:-1], stack.D * s.R), like)
+    _expect(f"{what}h_n", outputs.h_n, (stack.L * stack.D, s.B, s.R), like)
+    _expect(f"{what}c_n", outputs.c_n, (stack.L * stack.D, s.B, s.H), like)
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    """The same numbers, laid out as the kernels read them."""
+    if tensor is None:
+        return None
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+
+
+def _dense_inputs(inputs: Inputs) -> Inputs:
+    return Inputs(_dense(inputs.x), _dense(inputs.h0), _dense(inputs.c0), [_dense(w) for w in inputs.weights])
+
+
+def _dense_outputs(outputs: Outputs) -> Outputs:
+    return Outputs(_dense(outputs.y), _dense(outputs.h_n), _dense(outputs.c_n))
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+class _Call:
+    """A checked call on dense arrays: the sizes, and how the parts of it are passed."""
+
+    def __init__(self, stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None) -> None:
+        x = inputs.x
+        if x.dtype not in _SUFFIX or x.device.type != "cpu":
+            raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
+        self.stack = stack
+        self.sizes = s = _sizes(stack, inputs, batch_sizes)
+        _expect_inputs("", stack, s, inputs, x)
+        _expect("dropout_masks", dropout, (stack.L - 1, *x.shape[:-1], stack.D * s.R), x)
+        self.inputs, self.batch_sizes, self.dropout = _dense_inputs(inputs), _dense(batch_sizes), _dense(dropout)
+        sizes_address = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
+        self.shape = _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, sizes_address)
+        if self.shape.rows != s.N:
+            raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
+
+    @classmethod
+    def of(cls, past: Past) -> _Call:
+        return cls(past.stack, past.inputs, past.batch_sizes, past.dropout)
+
+    def start(self) -> tuple[_C.Shape, int, list[int]]:
+        return self.shape, torch.get_num_threads(), _addresses(*self.inputs.weights)
+
+    def empty_outputs(self) -> Outputs:
+        stack, s, x = self.stack, self.sizes, self.inputs.x
+        y = x.new_empty((*x.shape[:-1], stack.D * s.R))
+        h_n = x.new_empty((stack.L * stack.D, s.B, s.R))
+        return Outputs(y, h_n, x.new_empty((stack.L * stack.D, s.B, s.H)) if stack.lstm else None)
+
+    def past(self, past: Past) -> list[int]:
+        x, h0, c0, _ = self.inputs
+        return _addresses(x, h0, c0, self.dropout, past.y, past.reserve)
+
+    def empty_gradients(self, wanted: list[bool], groups: int) -> Inputs:
+        """Room for the gradients: of the weights with a leading dimension `groups` if there are several."""
+        lead = (groups,) if groups > 1 else ()
+        x, h0, c0 = (
+            torch.empty_like(t) if t is not None and want else None
+            for t, want in zip(self.inputs[:3], wanted, strict=False)
+        )
+        weights = [
+            w.new_empty((*lead, *w.shape)) if want else None
+            for w, want in zip(self.inputs.weights, wanted[3:], strict=True)
+        ]
+        return Inputs(x, h0, c0, weights)
+
+    def dense_outputs(self, what: str, outputs: Outputs) -> Outputs:
+        _expect_outputs(what, self.stack, self.sizes, outputs, self.inputs.x)
+        return _dense_outputs(outputs)
+
+    def dense_tangents(self, what: str, inputs: Inputs) -> Inputs:
+        _expect_inputs(what, self.stack, self.sizes, inputs, self.inputs.x)
+        return _dense_inputs(inputs)
+
+
+@lru_cache(maxsize=512)
+def reserve_per_row(stack: Stack, I: int, H: int, P: int) -> int:  # noqa: E741
+    """Numbers that a training forward pass keeps for each of the N rows."""
+    return _C.Shape(stack.cell, 1, 1, I, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
+
+
+# --- the four functions -----------------------------------------------------------------------------------------------
+
+
+def forward(
+    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
+) -> tuple[Outputs, Tensor | None]:
+    """The outputs, and if `keep` the reserve (N * reserve_per_row) that the derivatives need."""
+    call = _Call(stack, inputs, batch_sizes, dropout)
+    s, (x, h0, c0, _) = call.sizes, call.inputs
+    outputs = call.empty_outputs()
+    reserve = x.new_empty(s.N * reserve_per_row(stack, s.I, s.H, s.P)) if keep else None
+    # An empty reserve has no address; anything but 0 tells the kernel that this is training.
+    kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
+    _FORWARD[x.dtype](*call.start(), [*_addresses(x, h0, c0, call.dropout, *outputs), kept])
+    return outputs, reserve
+
+
+def backward(past: Past, cotangents: Outputs, wanted: list[bool], groups: int = 1) -> Inputs:
+    """Gradients of <cotangents, outputs>; of the weights for each group of sequences (b % groups) on its own."""
+    call = _Call.of(past)
+    d = call.dense_outputs("gradient of ", cotangents)
+    grads = call.empty_gradients(wanted, groups)
+    _BACKWARD[past.y.dtype](
+        *call.start(), call.past(past), _addresses(*d, *grads[:3]), _addresses(*grads.weights), groups
+    )
+    return grads
+
+
+def tangent(past: Past, tangents: Inputs) -> Outputs:
+    """The derivative of the outputs along `tangents`."""
+    call = _Call.of(past)
+    v = call.dense_tangents("tangent of ", tangents)
+    outputs = call.empty_outputs()
+    _TANGENT[past.y.dtype](
+        *call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights)
+    )
+    return outputs
+
+
+def second(
+    past: Past,
+    tangents: Inputs,
+    first: Outputs,
+    plain: Outputs,
+    wanted_first: list[bool],
+    wanted_plain: list[bool],
+    groups: int = 1,
+) -> tuple[Outputs, Inputs, Inputs]:
+    """Second derivatives: of S = <first, tangent outputs> + <plain, outputs>.
+
+    Returns:
+        The tangent outputs, the gradients of S with respect to the tangents, and with respect to the inputs.
+    """
+    call = _Call.of(past)
+    v = call.dense_tangents("tangent of ", tangents)
+    first, plain = call.dense_outputs("gradient of ", first), call.dense_outputs("gradient of ", plain)
+    outputs = call.empty_outputs()
+    to_first, to_plain = call.empty_gradients(wanted_first, groups), call.empty_gradients(wanted_plain, groups)
+    _SECOND[past.y.dtype](
+        *call.start(),
+        call.past(past),
+        _addresses(*v[:3], *outputs),
+        _addresses(*v.weights),
+        _addresses(*first, *to_first[:3]),
+        _addresses(*to_first.weights),
+        _addresses(*plain, *to_plain[:3]),
+        _addresses(*to_plain.weights),
+        groups,
+    )
+    return outputs, to_first, to_plain
