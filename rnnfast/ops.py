@@ -223,9 +223,9 @@ class _Backward(torch.autograd.Function):
             some = _Second.apply(second, *past, *cotangents, None, None, None, *tangents, *inputs)
         else:
             some = _Tangent.apply(_Spec(spec.stack, wanted_plain=spec.wanted_plain), *past, *tangents, *inputs)
-        outputs = _outputs(spec.stack, some[: len(_output_kinds(spec.stack))])
-        grads = _wanted(wanted, some[len(_output_kinds(spec.stack)) :])
-        return *(None,) * 5, *outputs, *grads
+        for_cotangents = _outputs(spec.stack, some[: len(_output_kinds(spec.stack))])
+        for_cotangents = (g if want else None for g, want in zip(for_cotangents, ctx.needs_input_grad[5:8], strict=True))
+        return *(None,) * 5, *for_cotangents, *_wanted(wanted, some[len(_output_kinds(spec.stack)) :])
 
     @staticmethod
     def jvp(ctx, *tangents):
