@@ -13,7 +13,6 @@ from rnnfast import _C
 
 _C.select_isa(os.environ.get("RNNFAST_ISA", ""))
 
-from rnnfast import library  # noqa: E402, F401  registers the ops
 from rnnfast.convert import convert, revert  # noqa: E402
 from rnnfast.info import __version__, info  # noqa: E402
 from rnnfast.modules import LSTM, RNN, LSTMCell, RNNCell  # noqa: E402

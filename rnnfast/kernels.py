@@ -220,9 +220,9 @@ class _Call:
 
 
 @lru_cache(maxsize=512)
-def reserve_per_row(stack: Stack, I: int, H: int, P: int) -> int:  # noqa: E741
+def reserve_per_row(stack: Stack, H: int, P: int) -> int:
     """Numbers that a training forward pass keeps for each of the N rows."""
-    return _C.Shape(stack.cell, 1, 1, I, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
+    return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
 
 
 # --- the four functions -----------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def forward(
     call = _Call(stack, inputs, batch_sizes, dropout)
     s, (x, h0, c0, _) = call.sizes, call.inputs
     outputs = call.empty_outputs()
-    reserve = x.new_empty(s.N * reserve_per_row(stack, s.I, s.H, s.P)) if keep else None
+    reserve = x.new_empty(s.N * reserve_per_row(stack, s.H, s.P)) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
     _FORWARD[x.dtype](*call.start(), [*_addresses(x, h0, c0, call.dropout, *outputs), kept])

@@ -1,87 +1,184 @@
-"""The torch.library ops `rnnfast::forward` and `rnnfast::backward`: what torch.compile, torch.export and fake tensors see.
+"""The four kernels as torch.library ops, `rnnfast::forward`, `backward`, `tangent` and `second`.
 
-Dynamo refuses an autograd.Function that has a `jvp` of its own, so these ops carry the same two formulas as
-`rnnfast.ops._Forward` for graphs that are traced. What is absent is an empty tensor here: op schemas know no optional
-results.
+Tensors that are traced (by torch.compile, torch.export, fake tensors) go through the ops, plain ones straight to
+`rnnfast.kernels`: for a single streaming step the way through the dispatcher would cost more than the step. The ops have
+no derivatives of their own; those are the business of `rnnfast.ops` alone.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from rnnfast import kernels
 from rnnfast.kernels import Inputs, Outputs, Past, Stack
 
 _library = torch.library.Library("rnnfast", "DEF")
-_INPUTS = "Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? dropout"
 _STACK = "int cell, int layers, int directions, bool bias"
-_COTANGENTS = "Tensor? dy, Tensor? dh_n, Tensor? dc_n"
-_library.define(f"forward({_INPUTS}, {_STACK}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)")
-_library.define(f"backward({_INPUTS}, {_STACK}, Tensor y, Tensor reserve, {_COTANGENTS}, bool[] wanted) -> Tensor[]")
+_CALL = f"{_STACK}, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? dropout"
+_PAST = f"{_CALL}, Tensor y, Tensor reserve"
+_TANGENTS = "Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot, Tensor?[] weights_dot"
 
 
-@torch.library.impl(_library, "forward", "CPU")
-def _(x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, keep):
-    stack = Stack(cell, layers, directions, bias)
-    (y, h_n, c_n), reserve = kernels.forward(stack, Inputs(x, h0, c0, weights), batch_sizes, dropout, keep)
-    return y, h_n, x.new_empty(0) if c_n is None else c_n, x.new_empty(0) if reserve is None else reserve
+def _cotangents(name: str) -> str:
+    return f"Tensor? {name}_y, Tensor? {name}_h_n, Tensor? {name}_c_n"
 
 
-@torch.library.impl(_library, "backward", "CPU")
-def _(
-    x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, y, reserve, dy, dh_n, dc_n, wanted
-):  # fmt: skip
-    stack = Stack(cell, layers, directions, bias)
-    past = Past(stack, Inputs(x, h0, c0, weights), batch_sizes, dropout, y, reserve)
-    grads = kernels.backward(past, Outputs(dy, dh_n, dc_n), wanted)
-    return [grad for grad in grads.flat() if grad is not None]
+def _call(args: tuple) -> tuple[Stack, Inputs, Tensor | None, Tensor | None]:
+    return Stack(*args[:4]), Inputs(*args[4:8]), *args[8:10]
 
 
-@torch.library.register_fake("rnnfast::forward", lib=_library)
-def _(x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, keep):
-    stack = Stack(cell, layers, directions, bias)
+def _past(args: tuple) -> Past:
+    return Past(*_call(args[:10]), *args[10:12])
+
+
+def _flat(past: Past) -> list[Any]:
+    return [*past.stack, *past.inputs, *past[2:]]
+
+
+def _present(tensors: Any) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def _unflatten(wanted: Any, some: Any) -> Inputs:
+    """The gradients that were wanted, in their places."""
+    given = iter(some)
+    x, h0, c0, *weights = (next(given) if want else None for want in wanted)
+    return Inputs(x, h0, c0, weights)
+
+
+def _is_traced(x: Tensor) -> bool:
+    return torch._C._len_torch_dispatch_stack() > 0 or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+def forward(
+    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
+) -> tuple[Outputs, Tensor | None]:
+    """See kernels.forward."""
+    if not _is_traced(inputs.x):
+        return kernels.forward(stack, inputs, batch_sizes, dropout, keep)
+    some = torch.ops.rnnfast.forward(*stack, *inputs, batch_sizes, dropout, keep)
+    reserve = some.pop() if keep else None
+    return Outputs(some[0], some[1], some[2] if stack.lstm else None), reserve
+
+
+def _forward_cpu(*args):
+    outputs, reserve = kernels.forward(*_call(args[:10]), args[10])
+    return _present((*outputs, reserve))
+
+
+def _outputs_fake(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> list[Tensor]:
+    x, h0, _, weights = inputs
     H, R = weights[0].size(0) // stack.gates, weights[1].size(1)
-    P = R if stack.projected(weights) else 0
     if batch_sizes is None:
-        N, B = x.size(0) * x.size(1), x.size(1)
+        B = x.size(1)
     else:  # how many sequences run at the first step is data, unless an initial state tells
-        N, B = x.size(0), h0.size(1) if h0 is not None else torch.library.get_ctx().new_dynamic_size()
-    return (
-        x.new_empty((*x.shape[:-1], directions * R)),
-        x.new_empty((layers * directions, B, R)),
-        x.new_empty((layers * directions, B, H) if stack.lstm else 0),
-        x.new_empty(N * kernels.reserve_per_row(stack, x.size(-1), H, P) if keep else 0),
-    )
+        B = h0.size(1) if h0 is not None else torch.library.get_ctx().new_dynamic_size()
+    outputs = [x.new_empty((*x.shape[:-1], stack.D * R)), x.new_empty((stack.L * stack.D, B, R))]
+    return outputs + [x.new_empty((stack.L * stack.D, B, H))] * stack.lstm
 
 
-@torch.library.register_fake("rnnfast::backward", lib=_library)
-def _(
-    x, batch_sizes, h0, c0, weights, dropout, cell, layers, directions, bias, y, reserve, dy, dh_n, dc_n, wanted
-):  # fmt: skip
-    inputs = (x, h0, c0, *weights)
-    return [t.new_empty(t.shape) for t, want in zip(inputs, wanted, strict=True) if want]
+def _forward_fake(*args):
+    stack, inputs, batch_sizes, _ = _call(args[:10])
+    outputs = _outputs_fake(stack, inputs, batch_sizes)
+    if args[10]:
+        x, _, _, weights = inputs
+        H, R = int(weights[0].size(0)) // stack.gates, int(weights[1].size(1))  # fixed; T and B may be symbols
+        rows = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
+        per_row = kernels.reserve_per_row(stack, H, R if stack.projected(weights) else 0)
+        outputs.append(x.new_empty(rows * per_row))
+    return outputs
 
 
-def _setup_context(ctx, inputs, output):
-    x, batch_sizes, h0, c0, weights, dropout, *stack, _ = inputs
-    y, _, _, reserve = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(batch_sizes, dropout, x, h0, c0, y, reserve, *weights)
-    ctx.stack = Stack(*stack)
-    ctx.weights_wanted = [w.requires_grad for w in weights]
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
-def _backward(ctx, dy, dh_n, dc_n, _):
-    batch_sizes, dropout, x, h0, c0, y, reserve, *weights = ctx.saved_tensors
-    wanted = [*(ctx.needs_input_grad[i] for i in (0, 2, 3)), *ctx.weights_wanted]
-    cotangents = dy, dh_n, dc_n if ctx.stack.lstm else None
-    some = iter(
-        torch.ops.rnnfast.backward(
-            x, batch_sizes, h0, c0, weights, dropout, *ctx.stack, y, reserve, *cotangents, wanted
-        )
-    )
-    dx, dh0, dc0, *dw = (next(some) if want else None for want in wanted)
-    return dx, None, dh0, dc0, dw, *(None,) * 6
+def backward(past: Past, cotangents: Outputs, wanted: Any, groups: int = 1) -> Inputs:
+    """See kernels.backward."""
+    if not _is_traced(past.y):
+        return kernels.backward(past, cotangents, wanted, groups)
+    return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
 
 
-torch.library.register_autograd("rnnfast::forward", _backward, setup_context=_setup_context, lib=_library)
+def _backward_cpu(*args):
+    return _present(kernels.backward(_past(args), Outputs(*args[12:15]), *args[15:]).flat())
+
+
+def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Tensor]:
+    lead = (groups,) if groups > 1 else ()
+    shapes = [None if t is None else t.shape for t in inputs[:3]] + [(*lead, *w.shape) for w in inputs.weights]
+    return [inputs.x.new_empty(shape) for shape, want in zip(shapes, wanted, strict=True) if want]
+
+
+def _backward_fake(*args):
+    return _gradients_fake(Inputs(*args[4:8]), *args[15:])
+
+
+# --- tangent ----------------------------------------------------------------------------------------------------------
+
+
+def tangent(past: Past, tangents: Inputs) -> Outputs:
+    """See kernels.tangent."""
+    if not _is_traced(past.y):
+        return kernels.tangent(past, tangents)
+    some = torch.ops.rnnfast.tangent(*_flat(past), *tangents)
+    return Outputs(some[0], some[1], some[2] if past.stack.lstm else None)
+
+
+def _tangent_cpu(*args):
+    return _present(kernels.tangent(_past(args), Inputs(*args[12:16])))
+
+
+def _tangent_fake(*args):
+    past = _past(args)
+    return _outputs_fake(past.stack, past.inputs, past.batch_sizes)
+
+
+# --- second -----------------------------------------------------------------------------------------------------------
+
+
+def second(
+    past: Past, tangents: Inputs, first: Outputs, plain: Outputs, wanted_first: Any, wanted_plain: Any, groups: int = 1
+) -> tuple[Outputs, Inputs, Inputs]:
+    """See kernels.second."""
+    if not _is_traced(past.y):
+        return kernels.second(past, tangents, first, plain, wanted_first, wanted_plain, groups)
+    wanted = list(wanted_first), list(wanted_plain)
+    some = iter(torch.ops.rnnfast.second(*_flat(past), *tangents, *first, *plain, *wanted, groups))
+    outputs = Outputs(next(some), next(some), next(some) if past.stack.lstm else None)
+    return outputs, _unflatten(wanted_first, some), _unflatten(wanted_plain, some)
+
+
+def _second_cpu(*args):
+    tangents, first, plain = Inputs(*args[12:16]), Outputs(*args[16:19]), Outputs(*args[19:22])
+    outputs, *grads = kernels.second(_past(args), tangents, first, plain, *args[22:])
+    return _present((*outputs, *grads[0].flat(), *grads[1].flat()))
+
+
+def _second_fake(*args):
+    wanted_first, wanted_plain, groups = args[22:]
+    inputs = Inputs(*args[4:8])
+    grads = [_gradients_fake(inputs, wanted, groups) for wanted in (wanted_first, wanted_plain)]
+    return _tangent_fake(*args) + grads[0] + grads[1]
+
+
+_OPS = {
+    "forward": (f"{_CALL}, bool keep", _forward_cpu, _forward_fake),
+    "backward": (f"{_PAST}, {_cotangents('d')}, bool[] wanted, int groups", _backward_cpu, _backward_fake),
+    "tangent": (f"{_PAST}, {_TANGENTS}", _tangent_cpu, _tangent_fake),
+    "second": (
+        f"{_PAST}, {_TANGENTS}, {_cotangents('first')}, {_cotangents('plain')}, "
+        "bool[] wanted_first, bool[] wanted_plain, int groups",
+        _second_cpu,
+        _second_fake,
+    ),
+}
+for _name, (_schema, _cpu, _fake) in _OPS.items():
+    _library.define(f"{_name}({_schema}) -> Tensor[]")
+    _library.impl(_name, _cpu, "CPU")
+    torch.library.register_fake(f"rnnfast::{_name}", _fake, lib=_library)

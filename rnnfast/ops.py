@@ -8,8 +8,9 @@ One call runs a whole stack of layers and directions, and is one node of the gra
     _Tangent   tangent outputs(inputs, tangents), linear in the latter   reverse: _Second, _Backward
     _Second    second derivatives; the last of the line
 
-Under vmap the mapped dimension joins the batch, and `groups` keeps the weight gradients of the samples apart. While
-torch.compile or torch.export trace, the torch.library ops in `rnnfast.library` stand in for `_Forward` and `_Backward`.
+Under vmap the mapped dimension joins the batch, and `groups` keeps the weight gradients of the samples apart. Dynamo
+(torch.compile) refuses a Function with a `jvp` of its own, so there the whole call is one opaque function of its graph,
+and AOTAutograd traces the nodes; what they call are the torch.library ops of `rnnfast.library`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnnfast import kernels
+from rnnfast import library
 from rnnfast.batching import Kind, vmap_rule
 from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, Stack
 
@@ -62,21 +63,23 @@ def recurrent(
         RuntimeError: a tensor has another shape, dtype or device than the rest asks for.
     """
     stack = Stack(CELLS[mode], num_layers, 2 if bidirectional else 1, has_bias)
+    run = _recurrent_in_graph if torch.compiler.is_dynamo_compiling() else _recurrent
+    return run(stack, x, batch_sizes, h0, c0, weights, dropout_masks)
+
+
+def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[Tensor, Tensor, Tensor | None]:
     inputs = Inputs(x, h0, c0, weights)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or not _is_plain(x):
-        y, h_n, c_n, _ = torch.ops.rnnfast.forward(
-            x, batch_sizes, h0, c0, weights, dropout_masks, *stack, _any_requires_grad(inputs)
-        )
-        return y, h_n, c_n if stack.lstm else None
     if _is_transformed() or _any_requires_grad(inputs):
-        y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout_masks, *inputs.flat())
+        y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None
-    outputs, _ = kernels.forward(stack, inputs, batch_sizes, dropout_masks, keep=False)
-    return outputs
+    outputs, _ = library.forward(stack, inputs, batch_sizes, dropout, keep=False)
+    return tuple(outputs)
 
 
-def _is_plain(x: Tensor) -> bool:
-    return type(x) is Tensor or type(x) is torch.nn.Parameter
+@torch.compiler.allow_in_graph
+def _recurrent_in_graph(stack, *args):
+    """What Dynamo leaves as one call in its graph; the nodes below it are traced by what comes after Dynamo."""
+    return _recurrent(Stack(*stack), *args)
 
 
 def _any_requires_grad(inputs: Inputs) -> bool:
@@ -157,7 +160,7 @@ def _save_all(ctx, inputs: tuple) -> None:
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(stack, batch_sizes, dropout, *inputs):
-        outputs, reserve = kernels.forward(stack, _inputs(inputs), batch_sizes, dropout, keep=True)
+        outputs, reserve = library.forward(stack, _inputs(inputs), batch_sizes, dropout, keep=True)
         return *_present(outputs), reserve
 
     @staticmethod
@@ -182,7 +185,7 @@ class _Forward(torch.autograd.Function):
             some = _Backward.apply(spec, batch_sizes, dropout, y, reserve, *cotangents, *inputs)
             return None, None, None, *_wanted(wanted, some)
         past = _past(ctx.stack, batch_sizes, dropout, y, reserve, inputs)
-        return None, None, None, *kernels.backward(past, cotangents, wanted).flat()
+        return None, None, None, *library.backward(past, cotangents, wanted).flat()
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -202,7 +205,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, *inputs):
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, inputs)
-        grads = kernels.backward(past, Outputs(dy, dh_n, dc_n), spec.wanted_plain, spec.groups)
+        grads = library.backward(past, Outputs(dy, dh_n, dc_n), spec.wanted_plain, spec.groups)
         return tuple(_only(spec.wanted_plain, grads.flat()))
 
     @staticmethod
@@ -253,7 +256,7 @@ class _Tangent(torch.autograd.Function):
     def forward(spec, batch_sizes, dropout, y, reserve, *both):
         n = len(spec.wanted_plain)
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
-        return _present(kernels.tangent(past, _inputs(both[:n])))
+        return _present(library.tangent(past, _inputs(both[:n])))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -302,7 +305,7 @@ class _Second(torch.autograd.Function):
         n = len(spec.wanted_plain)
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
         wanted = spec.wanted_first, spec.wanted_plain
-        outputs, *grads = kernels.second(past, _inputs(both[:n]), first, plain, *wanted, spec.groups)
+        outputs, *grads = library.second(past, _inputs(both[:n]), first, plain, *wanted, spec.groups)
         chosen = [g for flags, some in zip(wanted, grads, strict=True) for g in _only(flags, some.flat())]
         return *_present(outputs), *chosen
 

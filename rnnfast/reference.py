@@ -102,6 +102,10 @@ class Gradients(NamedTuple):
 tanh = np.tanh
 
 
+def relu(z: Array) -> Array:
+    return np.maximum(z, 0.0)
+
+
 def sigmoid(z: Array) -> Array:
     """σ(z) = 1 / (1 + exp(-z)), arranged so that no exp overflows."""
     e = np.exp(-np.abs(z))
@@ -153,6 +157,7 @@ def elman_forward(
     reverse: bool = False,
 ) -> tuple[Array, Array, LayerTape]:
     """One direction of an Elman layer (Elman 1990): returns y (T,B|N,H), h_n (B,H) and the tape."""
+    activation = {"tanh": tanh, "relu": relu}[nonlinearity]
     h = h0.copy()
     y = np.zeros(x.shape[:-1] + h.shape[1:])
     steps = []
@@ -161,8 +166,7 @@ def elman_forward(
         n = len(x_t)
         h_prev = h[:n].copy()
 
-        z = _affine(x_t, h_prev, w)
-        h_t = tanh(z) if nonlinearity == "tanh" else np.maximum(z, 0.0)
+        h_t = activation(_affine(x_t, h_prev, w))
 
         y[at] = h[:n] = h_t
         steps.append(ElmanStep(at, x_t, h_prev, h_t))
