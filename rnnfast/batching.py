@@ -38,7 +38,9 @@ def vmap_rule(
     dims = in_dims[1:]
     mapped = {kind for kind, dim in zip(kinds, dims, strict=True) if dim is not None}
     if Kind.BATCH_SIZES in mapped:
-        raise RuntimeError("rnnfast: vmap over the lengths of packed sequences is not possible; the lengths must be shared")
+        raise RuntimeError(
+            "rnnfast: vmap over the lengths of packed sequences is not possible; the lengths must be shared"
+        )
     grouped = Kind.WEIGHT in out_kinds
     if Kind.WEIGHT in mapped or (grouped and any(is_differentiable(t) for t in tensors)):
         return _one_by_one(node, info.batch_size, spec, tensors, dims, kinds)

@@ -258,9 +258,7 @@ def tangent(past: Past, tangents: Inputs) -> Outputs:
     call = _Call.of(past)
     v = call.dense_tangents("tangent of ", tangents)
     outputs = call.empty_outputs()
-    _TANGENT[past.y.dtype](
-        *call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights)
-    )
+    _TANGENT[past.y.dtype](*call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights))
     return outputs
 
 

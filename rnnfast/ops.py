@@ -227,7 +227,9 @@ class _Backward(torch.autograd.Function):
         else:
             some = _Tangent.apply(_Spec(spec.stack, wanted_plain=spec.wanted_plain), *past, *tangents, *inputs)
         for_cotangents = _outputs(spec.stack, some[: len(_output_kinds(spec.stack))])
-        for_cotangents = (g if want else None for g, want in zip(for_cotangents, ctx.needs_input_grad[5:8], strict=True))
+        for_cotangents = (
+            g if want else None for g, want in zip(for_cotangents, ctx.needs_input_grad[5:8], strict=True)
+        )
         return *(None,) * 5, *for_cotangents, *_wanted(wanted, some[len(_output_kinds(spec.stack)) :])
 
     @staticmethod

@@ -21,6 +21,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
+from unittest import mock
 
 import numpy as np
 import torch
@@ -57,15 +58,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        parts = [
-            self.mode,
-            f"T{self.T}",
-            f"B{self.B}",
-            f"I{self.I}",
-            f"H{self.H}",
-            f"L{self.L}",
-            f"D{self.D}",
-        ]
+        parts = [f"{self.mode}-T{self.T}-B{self.B}-I{self.I}-H{self.H}-L{self.L}-D{self.D}"]
         parts += [f"P{self.proj}"] if self.proj else []
         parts += [] if self.bias else ["nobias"]
         parts += ["batchfirst"] if self.batch_first else []
@@ -217,7 +210,8 @@ def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -
     if case.lengths is not None:
         packed = pack_padded_sequence(x, torch.tensor(case.lengths), enforce_sorted=False)
         x, rows = packed.data, (sum(case.lengths),)
-    keep = random.uniform(size=(case.L - 1, *rows, DR)) >= case.dropout
+    mask_rows = (T, B) if packed is None else rows
+    keep = random.uniform(size=(case.L - 1, *mask_rows, DR)) >= case.dropout
     return Inputs(
         x=x,
         packed=packed,
@@ -259,7 +253,7 @@ def run_module(library: ModuleType, case: Case, inputs: Inputs, inference: bool 
     """Run the module of torch.nn or rnnfast, without dropout; `inference`: outputs only, under no_grad."""
     module = make_module(library, case, inputs)
     leaves = {"x": inputs.x, "h0": inputs.h0, "c0": inputs.c0}
-    leaves = {name: a.clone().requires_grad_() for name, a in leaves.items() if a is not None}
+    leaves = {name: a.detach().requires_grad_() for name, a in leaves.items() if a is not None}
     x = leaves["x"] if inputs.packed is None else inputs.packed._replace(data=leaves["x"])
     hx = None
     if case.hx:
@@ -278,7 +272,7 @@ def run_op(case: Case, inputs: Inputs, dropout: bool = False) -> Results:
     from rnnfast import ops
 
     leaves = {"x": inputs.x, "h0": inputs.h0, "c0": inputs.c0} | inputs.weights
-    leaves = {name: a.clone().requires_grad_() for name, a in leaves.items() if a is not None}
+    leaves = {name: a.detach().requires_grad_() for name, a in leaves.items() if a is not None}
     sort, unsort = _batch_order(inputs)
     states = (leaves[name][:, sort] if name in leaves else None for name in ("h0", "c0"))
     y, h_n, c_n = ops.recurrent(
@@ -356,11 +350,12 @@ def _results(outputs: dict[str, torch.Tensor], leaves: dict[str, torch.Tensor], 
 # float64   |got - truth| <= 1e-10 (1 + max |truth|), tensor by tensor.
 #
 # float32   No further from the truth than twice torch's own float32 error on the same inputs, plus a floor,
-#           since torch's error can be small by luck. The floor is what float32 can promise at all. An operand
-#           is known to half an ulp, and the arithmetic on it costs at least as much again, so it is how far
-#           the truth moves when every input moves by one ulp up or down (the largest of a few random draws:
-#           this weighs each input by its condition number, and so allows for cancellation), plus one ulp of
-#           the tensor's largest element for storing the result.
+#           since torch's error can be small by luck. The floor is what float32 can promise at all. A stored
+#           operand is known to half an ulp, and the arithmetic on it costs at least as much again, so it is
+#           how far the truth moves when every input, and every activation that BPTT stores, moves by one ulp
+#           up or down (the largest of a few random draws: this weighs each operand by its condition number,
+#           and so allows for cancellation, be it in a sum or in 1 - h²), plus one ulp of the tensor's largest
+#           element for storing the result.
 
 FLOAT64_TOLERANCE = 1e-10
 ULP32 = float(np.finfo(np.float32).eps)
@@ -386,32 +381,31 @@ def float64_failures(got: Results, truth: Results) -> list[str]:
 
 def float32_failures(got: Results, torchs: Results, truth: Results, moved: dict[str, float]) -> list[str]:
     """A line for each tensor of a float32 run that is too far from the truth; `moved` is by `sensitivity`."""
-    bounds = {
-        name: 2 * error(torchs[name], truth[name]) + moved[name] + ULP32 * scale(truth[name]) for name in got
-    }
+    bounds = {name: 2 * error(torchs[name], truth[name]) + moved[name] + ULP32 * scale(truth[name]) for name in got}
     return _failures(got, truth, bounds)
 
 
 def sensitivity(case: Case, inputs: Inputs, truth: Results, draws: int = 4) -> dict[str, float]:
-    """How far each tensor of the truth moves when all inputs move by one float32 ulp up or down."""
-    random = torch.Generator().manual_seed(0)
+    """How far each tensor of the truth moves when inputs and activations move by one float32 ulp up or down."""
+    random = np.random.default_rng(0)
 
-    def move(a: torch.Tensor | None) -> torch.Tensor | None:
-        if a is None:
-            return None
-        signs = 2.0 * torch.randint(2, a.shape, generator=random) - 1.0
-        return a.double() * (1 + ULP32 * signs)
+    def move(a: np.ndarray) -> np.ndarray:
+        return a * (1 + ULP32 * random.choice((-1.0, 1.0), a.shape))
 
+    def move_input(a: torch.Tensor | None) -> torch.Tensor | None:
+        return None if a is None else torch.from_numpy(move(a.double().numpy()))
+
+    exact = {"tanh": reference.tanh, "sigmoid": reference.sigmoid}
+    activations = {name: lambda z, f=f: move(f(z)) for name, f in exact.items()}
     moved = dict.fromkeys(truth, 0.0)
     for _ in range(draws):
-        results = run_reference(
-            case,
-            replace(
-                inputs,
-                **{name: move(getattr(inputs, name)) for name in ("x", "h0", "c0", "dy", "dh_n", "dc_n")},
-                weights={name: move(w) for name, w in inputs.weights.items()},
-            ),
+        near = replace(
+            inputs,
+            **{name: move_input(getattr(inputs, name)) for name in ("x", "h0", "c0", "dy", "dh_n", "dc_n")},
+            weights={name: move_input(w) for name, w in inputs.weights.items()},
         )
+        with mock.patch.multiple(reference, **activations):
+            results = run_reference(case, near)
         moved = {name: max(moved[name], error(results[name], truth[name])) for name in truth}
     return moved
 

@@ -11,10 +11,8 @@ from cases import GRADCHECK_CASES, Case, Inputs, make_inputs
 from rnnfast import ops
 
 
-def op_of(
-    case: Case, inputs: Inputs
-) -> tuple[dict[str, torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
-    """The case's differentiable inputs by name, and the op as a function of them; its outputs without None."""
+def op_of(case: Case, inputs: Inputs) -> tuple[dict[str, torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
+    """The case's differentiable inputs by name, and the op as a function of them that returns no None."""
     leaves = {"x": inputs.x, "h0": inputs.h0, "c0": inputs.c0} | inputs.weights
     leaves = {name: a for name, a in leaves.items() if a is not None}
 

@@ -67,7 +67,7 @@ inline Vec<T> sigmoid(Vec<T> x) {
     minus = minus > C::largest ? splat<T>(C::largest) : minus;
     minus = minus < C::smallest ? splat<T>(C::smallest) : minus;
     const Power<T> e = split_exp<T>(minus);
-    return T(1) / (T(1) + (e.scale + e.scale * e.expm1));
+    return T(1) / (T(1) + e.scale * (T(1) + e.expm1));  // not scale + scale * expm1: scale may be inf, expm1 below 0
 }
 
 template <class T>

@@ -1,0 +1,116 @@
+"""Command line: `python -m benchmarks --preset quick`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import bars, env, report
+from benchmarks.contenders import has_onnx
+from benchmarks.grid import CELLS, PRESETS, Job
+from benchmarks.results import Row
+from benchmarks.run import run_job
+
+WIDTH = 130  # of tables that go to a file
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time rnnfast against torch.nn.")
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help="tiny: seconds, quick: 3 min, full: 25 min")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every contender")
+    parser.add_argument("--cells", default=",".join(CELLS), help="any of " + ",".join(CELLS))
+    parser.add_argument("--filter", type=regex, default="", metavar="REGEX", help="only rows that it is found in")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and results")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the ratios as a PNG")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no usable CUDA device (torch.cuda.is_available() is False)")
+    for path in filter(None, (options.json, options.markdown, options.plot)):
+        if not path.parent.is_dir():
+            parser.error(f"{path}: there is no folder {path.parent}")
+    if options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+    options.jobs = select(PRESETS[options.preset].jobs, options.cells.split(","), options.filter)
+    if not options.jobs:
+        parser.error("--cells and --filter leave nothing to measure")
+    return options
+
+
+def regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"invalid regular expression {text!r}: {error}") from error
+
+
+def select(jobs: Sequence[Job], cells: Sequence[str], pattern: re.Pattern[str]) -> list[Job]:
+    return [job for job in jobs if job.shape.cell in cells and pattern.search(job.label)]
+
+
+def run_jobs(jobs: Sequence[Job], seconds: float, device: str, threads: int, console: Console) -> list[Row]:
+    """The rows of all jobs. Each job may take an equal share of the time that is left; small ones come first and pass
+    on what they do not need."""
+    done: dict[Job, list[Row]] = {}
+    start = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for job in sorted(jobs, key=lambda job: job.flops):
+            progress.update(task, description=job.label)
+            left = seconds - (time.perf_counter() - start)
+            done[job] = run_job(job, device, threads, left / (len(jobs) - len(done)))
+            progress.advance(task)
+    return [row for job in jobs for row in done[job]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    torch.set_num_threads(options.threads)
+    if not has_onnx():
+        console.print("ONNX Runtime is not installed (pip install onnx onnxruntime): its column is left out.")
+    machine = env.describe(options.device, options.threads)
+    on_cpu = options.device == "cpu"
+    peaks = env.fma_peaks(options.threads) if on_cpu else {}
+    machine["read_gbs"] = env.read_gbs(bars.streamed_sizes(options.jobs)) if on_cpu else {}
+    rows = run_jobs(options.jobs, PRESETS[options.preset].seconds, options.device, options.threads, console)
+    again = env.fma_peaks(options.threads) if on_cpu else {}  # whatever disturbs lowers it
+    machine["fma_peak_gflops"] = {dtype: max(peak, again[dtype]) for dtype, peak in peaks.items()}
+    return write(options, console, machine, rows)
+
+
+def write(options: argparse.Namespace, console: Console, machine: env.Env, rows: list[Row]) -> int:
+    """Everything that was asked for; returns the exit status, 1 if some result was wrong."""
+    goals = bars.table(rows, machine) if options.preset == "full" else []
+    content = report.tables(rows, machine) + goals
+    report.print_tables(console, content)
+    console.print(f"{report.caption(machine)}\n{report.NOTE}", markup=False)
+    if options.json:
+        options.json.write_text(json.dumps({"env": machine, "results": rows}, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(report.to_markdown(content, machine))
+    if options.plot:
+        from benchmarks.plot import save_plot
+
+        save_plot(options.plot, rows, machine)
+    wrong = [row for row in rows if row["check"] != "ok"]
+    for row in wrong:
+        console.print(f"WRONG {row['cell']} {row['pass']} {row['shape']} {row['impl']}: {row['check']}", style="red")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""What is measured: shapes, passes, the presets, and the FLOPs of each."""
+
+# ruff: noqa: E741 (I is the legend's letter)
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+GATES = {"lstm": 4, "rnn": 1}
+SHORTEST = 0.14  # of a packed batch, in units of T: lengths spread evenly from here to T fill 57 % of it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One stack of recurrent layers and its input."""
+
+    cell: str  # "lstm" or "rnn" (Elman, tanh)
+    T: int
+    B: int
+    I: int
+    H: int
+    L: int = 1
+    D: int = 1
+    P: int = 0
+    dtype: str = "float32"
+    packed: bool = False
+
+    @property
+    def G(self) -> int:
+        return GATES[self.cell]
+
+    @property
+    def R(self) -> int:
+        return self.P or self.H
+
+    @property
+    def lengths(self) -> list[int]:
+        """(B) how long each sequence is, longest first."""
+        if not self.packed:
+            return [self.T] * self.B
+        step = (1 - SHORTEST) / max(self.B - 1, 1)
+        return [max(1, round(self.T * (1 - b * step))) for b in range(self.B)]
+
+    @property
+    def N(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def label(self) -> str:
+        """'T100 B32 I64 H64', then what is out of the ordinary."""
+        extras = [f"L{self.L}"] * (self.L > 1) + [f"D{self.D}"] * (self.D > 1) + [f"P{self.P}"] * (self.P > 0)
+        extras += [self.dtype] * (self.dtype != "float32")
+        extras += [f"packed {self.N / (self.T * self.B):.0%}"] * self.packed
+        return " ".join([f"T{self.T} B{self.B} I{self.I} H{self.H}", *extras])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a table: a pass over a shape.
+
+    kind: "inference" (no_grad), "forward_train" (forward that records for the backward pass), "train" (forward and
+    backward), "step" (T=1, no_grad, the state carried on) or "memory" (peak of one training step).
+    name: the kind, or a name that starts with it, where a table of its own is due.
+    """
+
+    shape: Shape
+    kind: str
+    name: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.shape.cell} {self.name} {self.shape.label}"
+
+    @property
+    def trains(self) -> bool:
+        return self.kind in ("forward_train", "train", "memory")
+
+    @property
+    def flops(self) -> int:
+        return train_flops(self.shape) if self.kind in ("train", "memory") else forward_flops(self.shape)
+
+
+def _widths(s: Shape) -> list[int]:
+    """(L) the input size of each layer."""
+    return [s.I] + [s.D * s.R] * (s.L - 1)
+
+
+def forward_flops(s: Shape) -> int:
+    """FLOPs of the matrix products of a forward pass, two for each multiply-add.
+
+    Σ over layers of  D * (2 N G H (I_l + R) + 2 N H P),  I_0 = I, I_l = D R.  The elementwise work is not counted, and
+    the first step's product with a zero state is counted, on all sides alike.
+    """
+    return sum(s.D * (2 * s.N * s.G * s.H * (width + s.R) + 2 * s.N * s.H * s.P) for width in _widths(s))
+
+
+def train_flops(s: Shape) -> int:
+    """FLOPs of the matrix products of forward and backward.
+
+    Each product of the forward pass has two in the backward pass, one for its weight and one for its input:
+    3 * forward_flops. Here x needs no gradient, so that layer 0 leaves its product for dx out:  - D * 2 N G H I.
+    """
+    return 3 * forward_flops(s) - s.D * 2 * s.N * s.G * s.H * s.I
+
+
+# ------------------------------------------------------------------------------------------------ presets
+
+
+@dataclass(frozen=True)
+class Preset:
+    jobs: tuple[Job, ...]
+    seconds: float  # what the timing aims to take
+
+
+PASSES = ("inference", "forward_train", "train")
+
+STUDENT = (20, 32, 64, 64, 2)  # (T,B,I,H,L) of a first forecasting script
+
+QUICK = (
+    STUDENT,
+    (50, 32, 1, 64, 1),  # one measured variable
+    (100, 1, 32, 32, 1),
+    (100, 32, 64, 64, 1),
+    (100, 64, 128, 128, 1),
+    (1000, 1, 128, 128, 1),
+    (100, 32, 256, 256, 1),
+    (100, 1, 1024, 1024, 1),
+    (50, 32, 512, 512, 1),
+    (20, 32, 1024, 1024, 1),
+)
+QUICK_STEPS = ((1, 1, 64, 64, 1), (1, 1, 256, 256, 2), (1, 32, 64, 64, 2), (1, 1, 1024, 1024, 1))
+
+FULL = (
+    STUDENT,
+    (100, 1, 32, 32, 1),
+    (100, 32, 64, 64, 1),
+    (100, 32, 128, 128, 1),
+    (100, 64, 128, 128, 1),
+    (100, 32, 256, 256, 1),
+    (100, 64, 512, 512, 1),
+    (256, 16, 512, 512, 1),
+    (1000, 1, 128, 128, 1),
+    (1000, 8, 128, 128, 1),
+    (100, 1, 1024, 1024, 1),
+    (100, 1, 128, 128, 4),
+)
+BASE = (100, 32, 128, 128)  # (T,B,I,H) that the options vary
+MEMORY = ((100, 32, 256, 256, 1), (1000, 8, 128, 128, 1), (100, 64, 512, 512, 1), (100, 64, 256, 256, 2))
+LONGER = (100, 300, 1000, 3000, 10_000)
+WIDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ODD = (*range(60, 71), *range(120, 137))
+
+
+def _jobs(shapes: Iterable[Shape], kinds: Iterable[str] = PASSES, suffix: str = "") -> list[Job]:
+    kinds = tuple(kinds)
+    return [Job(shape, kind, kind + suffix) for shape in shapes for kind in kinds]
+
+
+def _options(cell: str) -> list[Shape]:
+    """BASE in float64, bidirectional, and projected where the cell can be."""
+    base = Shape(cell, *BASE)
+    shapes = [replace(base, dtype="float64"), replace(base, L=2, D=2)]
+    return shapes + ([replace(base, P=64)] if cell == "lstm" else [])
+
+
+def _quick(cell: str) -> list[Job]:
+    return _jobs(Shape(cell, *s) for s in QUICK) + _jobs((Shape(cell, *s) for s in QUICK_STEPS), ["step"])
+
+
+def _full(cell: str) -> list[Job]:
+    base = Shape(cell, *BASE)
+    return [
+        *_jobs(Shape(cell, *s) for s in FULL),
+        *_jobs(_options(cell)),
+        *_jobs((Shape(cell, *s) for s in QUICK_STEPS), ["step"]),
+        *_jobs([replace(base, packed=True)], ["inference", "train"], "_packed"),
+        *_jobs((Shape(cell, T, 8, 64, 64) for T in LONGER), ["train"], "_over_T"),
+        *_jobs((Shape(cell, 50, B, 128, 128) for B in WIDER), ["train"], "_over_B"),
+        *_jobs((Shape(cell, 50, 32, H, H) for H in ODD), ["train"], "_odd_H"),
+        *_jobs((Shape(cell, *s) for s in MEMORY), ["memory"]),
+    ]
+
+
+def _tiny(cell: str) -> list[Job]:
+    return [
+        *_jobs([Shape(cell, 5, 3, 4, 8), Shape(cell, 3, 2, 4, 8, L=2, D=2, dtype="float64")]),
+        *_jobs([Shape(cell, 1, 1, 4, 8, L=2)], ["step"]),
+        *_jobs([Shape(cell, 7, 3, 4, 8, packed=True)], ["inference", "train"], "_packed"),
+    ]
+
+
+CELLS = tuple(GATES)
+PRESETS = {
+    "tiny": Preset(tuple(job for cell in CELLS for job in _tiny(cell)), seconds=2),
+    "quick": Preset(tuple(job for cell in CELLS for job in _quick(cell)), seconds=130),
+    "full": Preset(tuple(job for cell in CELLS for job in _full(cell)), seconds=1300),
+}

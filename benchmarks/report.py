@@ -1,0 +1,178 @@
+"""Tables of a run, for the terminal and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from benchmarks.env import Env
+from benchmarks.results import Group, Row, geomean, group, ratios
+
+TITLES = {
+    "inference": "Inference",
+    "forward_train": "Forward for training",
+    "train": "Forward and backward",
+    "step": "One streaming step",
+    "inference_packed": "Inference, packed",
+    "train_packed": "Forward and backward, packed",
+    "train_over_T": "Forward and backward, growth with T",
+    "train_over_B": "Forward and backward, growth with B",
+    "train_odd_H": "Forward and backward, sizes that fit no vector",
+    "memory": "Peak memory of a training step",
+}
+NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "rnnfast": "rnnfast"}
+CELLS = {"lstm": "LSTM", "rnn": "Elman"}
+
+Cell = str | float
+"""A float is a ratio, coloured where there is colour."""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list[str]
+    lines: list[list[Cell]]
+    left: int = 2  # columns from the left that hold words
+
+
+# ---------------------------------------------------------------------------------------------- content
+
+
+def tables(rows: Sequence[Row], env: Env) -> list[Table]:
+    """The summary, then a table for each pass."""
+    groups = group(rows)
+    passes = [name for name in TITLES if any(g["pass"] == name for g in groups)]
+    return [summary(groups), *(pass_table([g for g in groups if g["pass"] == name], env) for name in passes)]
+
+
+def summary(groups: Sequence[Group]) -> Table:
+    """Slowest cell and geometric mean of each cell type and pass."""
+    others = others_of(groups)
+    header = ["", "pass", "rows"] + [f"{what} vs {NAMES[o]}" for o in others for what in ("lowest", "geomean")]
+    lines: list[list[Cell]] = []
+    for name, title in TITLES.items():
+        for cell, cell_title in CELLS.items():
+            some = [g for g in groups if (g["pass"], g["cell"]) == (name, cell)]
+            if some:
+                lines.append([cell_title, title, str(len(some)), *_lowest_and_mean(some, others)])
+    return Table("Summary: times as fast as", header, lines)
+
+
+def _lowest_and_mean(groups: Sequence[Group], others: Sequence[str]) -> list[Cell]:
+    found = [ratios(groups, other) for other in others]
+    return [cell for values in found for cell in ((min(values), geomean(values)) if values else ("", ""))]
+
+
+def others_of(groups: Sequence[Group]) -> list[str]:
+    """Who rnnfast is compared with: torch, and ONNX Runtime where it ran."""
+    return [name for name in ("torch", "onnxruntime") if any(name in g.by_impl for g in groups)]
+
+
+def pass_table(groups: Sequence[Group], env: Env) -> Table:
+    """A line for each job of one pass, then the geometric means."""
+    others, memory = others_of(groups), groups[0]["pass"] == "memory"
+    header = ["", "shape", *(NAMES[name] for name in (*others, "rnnfast"))]
+    header += ([] if memory else ["GFLOP/s", "of peak"]) + [f"vs {NAMES[name]}" for name in others]
+    lines = [_line(g, others, memory, env) for g in groups]
+    gap = [""] * (len(header) - 2 - len(others))
+    for cell, title in CELLS.items():
+        some = [g for g in groups if g["cell"] == cell and g.ratio("torch")]
+        if len(some) > 1:
+            means: list[Cell] = [geomean(found) if (found := ratios(some, o)) else "" for o in others]
+            lines.append([title, "geometric mean", *gap, *means])
+    return Table(TITLES[groups[0]["pass"]], header, lines)
+
+
+def _line(g: Group, others: Sequence[str], memory: bool, env: Env) -> list[Cell]:
+    costs = [_cost(g.by_impl.get(name)) for name in (*others, "rnnfast")]
+    rates = [] if memory else _rates(g.ours, env)
+    found = (g.ratio(name) for name in others)
+    shape = " ".join([g["shape"], *(f"[{failure}]" for failure in g.failures)])
+    return [CELLS[g["cell"]], shape, *costs, *rates, *("" if ratio is None else ratio for ratio in found)]
+
+
+def _cost(row: Row | None) -> str:
+    """Median and spread, or peak memory; '' where a contender has no kernel, 'wrong' where it disagrees."""
+    if row is None:
+        return ""
+    if "peak_bytes" in row:
+        return f"{row['peak_bytes'] / 1e6:.1f} MB"
+    if row["median_s"] is None:
+        return "wrong"
+    return f"{seconds(row['median_s'])} ({row['iqr_s'] / row['median_s']:.0%})"
+
+
+def _rates(row: Row, env: Env) -> list[Cell]:
+    if row["gflops"] is None:
+        return ["", ""]
+    share = fma_share(row, env)
+    return [f"{row['gflops']:.3g}", "" if share is None else f"{share:.0%}"]
+
+
+def fma_share(row: Row, env: Env) -> float | None:
+    """Share of the FMA peak that a row's products reach; None where no peak is known."""
+    return row["gflops"] / env["fma_peak_gflops"][row["dtype"]] if env["fma_peak_gflops"] else None
+
+
+def seconds(value: float) -> str:
+    """Three digits with the unit that suits."""
+    units = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    unit = next((unit for unit, scale in units.items() if value >= 0.9995 * scale), "µs")
+    return f"{value / units[unit]:#.3g}".rstrip(".") + f" {unit}"
+
+
+def caption(env: Env) -> str:
+    """Machine, threads, versions, date and command in a sentence or two."""
+    v = env["versions"]
+    machine = env["gpu"] or f"{env['cpu']}, {env['cores']} cores, {env['rnnfast']['isa']}"
+    peaks = env["fma_peak_gflops"]
+    peak = f", FMA peak {peaks['float32']:.0f} GFLOP/s in float32" if peaks else ""
+    threads = f"{env['threads']} thread" + "s" * (env["threads"] > 1)
+    versions = ", ".join(f"{name} {v[key]}" for key, name in NAMES.items() if key in v)
+    return f"{machine}; {threads}{peak}. {versions}. {env['date'][:10]}, {env['command']}"
+
+
+NOTE = (
+    "Medians of samples taken in turns; in parentheses their interquartile range as a share of the median. GFLOP/s and"
+    " the share of the FMA peak are rnnfast's."
+)
+
+
+# ------------------------------------------------------------------------------------------- two faces
+
+
+def print_tables(console: Console, content: Sequence[Table]) -> None:
+    for table in content:
+        rich = RichTable(title=table.title, title_justify="left", header_style="bold", pad_edge=False)
+        for i, name in enumerate(table.header):
+            rich.add_column(name, justify="left" if i < table.left else "right", overflow="fold")
+        for line in table.lines:
+            rich.add_row(*(_coloured(cell) for cell in line))
+        console.print(rich)
+
+
+def _coloured(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(cell, style="red" if cell == "wrong" else "")
+    return Text(_ratio(cell), style="red" if cell < 1 else "yellow" if cell < 1.1 else "green")
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}×"
+
+
+def to_markdown(content: Sequence[Table], env: Env) -> str:
+    parts = [f"{caption(env)}\n\n{NOTE}\n"]
+    for table in content:
+        parts.append(f"### {table.title}\n\n" + "\n".join(_markdown_lines(table)) + "\n")
+    return "\n".join(parts)
+
+
+def _markdown_lines(table: Table) -> list[str]:
+    rule = [":--" if i < table.left else "--:" for i in range(len(table.header))]
+    lines = [[cell if isinstance(cell, str) else _ratio(cell) for cell in line] for line in table.lines]
+    return ["| " + " | ".join(line) + " |" for line in (table.header, rule, *lines)]

@@ -1,0 +1,262 @@
+"""torch.nn's recurrent layers on rnnfast's kernels: same constructor, attributes, state_dict, results and errors.
+
+A layer looks at its input once, cheaply. What has a kernel and fits goes to `rnnfast.ops.recurrent`; everything else goes
+to the forward of the torch layer itself: it raises torch's own error for bad input, and computes with torch's operators
+what has no kernel (after one warning).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast import ops
+
+__all__ = ["LSTM", "RNN", "FallbackWarning", "LSTMCell", "RNNCell"]
+
+
+class FallbackWarning(UserWarning):
+    """Given once for each reason why torch's operators run instead of rnnfast's kernels."""
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(reason: str) -> None:
+    if reason in _warned or torch.compiler.is_compiling():
+        return
+    _warned.add(reason)
+    warnings.warn(
+        f"rnnfast has no kernel for {reason}; torch's own operators run instead", FallbackWarning, stacklevel=5
+    )
+
+
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Is there a kernel for this input as far as dtype and device go? If not, says so once."""
+    if torch.is_autocast_enabled(x.device.type):
+        _warn_once(f"autocast to {torch.get_autocast_dtype(x.device.type)}")
+        return False
+    if x.dtype != weight.dtype:
+        return False  # an error, torch's to raise
+    if x.device.type == "cpu" and x.dtype in ops.DTYPES:
+        return weight.device == x.device
+    if x.device.type != "meta":
+        _warn_once(f"{x.dtype} on {x.device.type}")
+    return False
+
+
+def _state_fits(state: Tensor | None, shape: tuple[int, ...], like: Tensor) -> bool:
+    return state is None or (state.shape == shape and state.dtype == like.dtype and state.device == like.device)
+
+
+def _select(state: Tensor | None, order: Tensor | None) -> Tensor | None:
+    """The states (L*D,B,...) of the batch in another order."""
+    return state if state is None or order is None else state.index_select(1, order)
+
+
+class _Layer(RNNBase):
+    """What LSTM and RNN have in common."""
+
+    _torch_layer: type[torch.nn.Module]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels take the weights where they are."""
+
+    def forward(self, input, hx=None):
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, back = input if packed else (input, None, None, None)
+        h0, c0 = self._states(hx)
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if not self._fits(x, batch_sizes, h0, c0, weights[0]):
+            return self._torch_layer.forward(self, input, hx)
+        single = not packed and x.dim() == 2
+        if single:
+            x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
+            h0, c0 = (None if state is None else state.unsqueeze(1) for state in (h0, c0))
+        elif not packed and self.batch_first:
+            x = x.transpose(0, 1)  # (B,T,I) -> (T,B,I)
+        y, h_n, c_n = ops.recurrent(
+            self.mode,
+            x,
+            batch_sizes,
+            _select(h0, order),
+            _select(c0, order),
+            weights,
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            self._dropout_masks(x),
+        )
+        if packed:
+            y = PackedSequence(y, batch_sizes, order, back)
+            h_n, c_n = _select(h_n, back), _select(c_n, back)
+        elif single:
+            y, h_n, c_n = y.squeeze(1), h_n.squeeze(1), None if c_n is None else c_n.squeeze(1)
+        elif self.batch_first:
+            y = y.transpose(0, 1)
+        return y, h_n if c_n is None else (h_n, c_n)
+
+    def _states(self, hx) -> tuple[Tensor | None, Tensor | None]:
+        if hx is None:
+            return None, None
+        return hx if self.mode == "LSTM" else (hx, None)
+
+    def _fits(
+        self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weight: Tensor
+    ) -> bool:
+        """Is there a kernel for this call, and is everything of the right size?"""
+        if not _has_kernel(x, weight):
+            return False
+        dims = x.dim()
+        if dims not in ((2,) if batch_sizes is not None else (2, 3)) or x.size(-1) != self.input_size or x.numel() == 0:
+            return False
+        if h0 is None:
+            return True
+        LD = self.num_layers * (2 if self.bidirectional else 1)
+        batch: tuple[int, ...] = ()
+        if batch_sizes is not None:
+            batch = (int(batch_sizes[0]),)
+        elif dims == 3:
+            batch = (x.size(0 if self.batch_first else 1),)
+        h0_fits = _state_fits(h0, (LD, *batch, self.proj_size or self.hidden_size), x)
+        return h0_fits and _state_fits(c0, (LD, *batch, self.hidden_size), x)
+
+    def _dropout_masks(self, x: Tensor) -> Tensor | None:
+        """(L-1,T,B,D*R) or (L-1,N,D*R), drawn as torch draws them: the same seed drops the same units."""
+        if not self.training or self.dropout == 0 or self.num_layers == 1:
+            return None
+        width = (2 if self.bidirectional else 1) * (self.proj_size or self.hidden_size)
+        layers = self.num_layers - 1
+        if self.dropout == 1:
+            return x.new_zeros((layers, *x.shape[:-1], width))
+        masks = [x.new_empty((*x.shape[:-1], width)).bernoulli_(1 - self.dropout) for _ in range(layers)]
+        return torch.stack(masks).div_(1 - self.dropout)
+
+
+class LSTM(_Layer):
+    """Long short-term memory, a drop-in for `torch.nn.LSTM`: same arguments, attributes, shapes and state_dict.
+
+    For each layer and direction (* elementwise, s the logistic function; Hochreiter & Schmidhuber 1997, forget gate by
+    Gers et al. 2000, projection by Sak et al. 2014):
+
+        (i,f,g,o)_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
+        c_t = s(f) * c_{t-1} + s(i) * tanh(g)        h_t = s(o) * tanh(c_t)        (then W_hr h_t if proj_size)
+
+    Args:
+        input_size, hidden_size: I and H.
+        num_layers: L, default 1.
+        bias: has it b_ih and b_hh, default True.
+        batch_first: is a padded input (B,T,I) instead of (T,B,I), default False.
+        dropout: probability to drop a unit between layers in training, default 0.
+        bidirectional: D = 2 instead of 1, default False.
+        proj_size: P, size of h_t if not 0, default 0.
+        device, dtype: of the parameters; kernels exist for float32 and float64 on the CPU.
+
+    Inputs: input (T,B,I), (T,I) for one sequence, or a PackedSequence; optional (h_0, c_0), (L*D,B,P or H) and (L*D,B,H).
+    Outputs: output (T,B,D*P or D*H) like the input, (h_n, c_n) like (h_0, c_0).
+    """
+
+    _torch_layer = torch.nn.LSTM
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        return torch.nn.LSTM.get_expected_cell_size(self, input, batch_sizes)
+
+    def check_forward_args(self, input, hidden, batch_sizes) -> None:
+        torch.nn.LSTM.check_forward_args(self, input, hidden, batch_sizes)
+
+    def permute_hidden(self, hx, permutation):
+        return torch.nn.LSTM.permute_hidden(self, hx, permutation)
+
+
+class RNN(_Layer):
+    """Elman's network (1990), a drop-in for `torch.nn.RNN`: same arguments, attributes, shapes and state_dict.
+
+    For each layer and direction:  h_t = tanh or relu of  W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as for `LSTM`.
+        nonlinearity: 'tanh' (default) or 'relu'; as a positional argument the fourth.
+
+    Inputs: input (T,B,I), (T,I) for one sequence, or a PackedSequence; optional h_0 (L*D,B,H).
+    Outputs: output (T,B,D*H) like the input, h_n like h_0.
+
+    Raises:
+        ValueError: another nonlinearity, or a proj_size.
+    """
+
+    _torch_layer = torch.nn.RNN
+
+    def __init__(self, *args, **kwargs) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__("RNN_" + self.nonlinearity.upper(), *args, **kwargs)
+
+
+class _Cell(RNNCellBase):
+    """What LSTMCell and RNNCell have in common: a layer of one step."""
+
+    _torch_layer: type[torch.nn.Module]
+
+    def _step(self, mode: str, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """h and c after a step, None if torch's own cell has to take the call."""
+        weights = [self.weight_ih, self.weight_hh] + ([self.bias_ih, self.bias_hh] if self.bias else [])
+        if not _has_kernel(x, weights[0]) or x.dim() not in (1, 2) or x.size(-1) != self.input_size or x.numel() == 0:
+            return None
+        shape = (*x.shape[:-1], self.hidden_size)
+        if not (_state_fits(h0, shape, x) and _state_fits(c0, shape, x)):
+            return None
+        lead = (1,) * (3 - x.dim())  # (I) -> (1,1,I), (B,I) -> (1,B,I), and the states likewise
+        x, h0, c0 = (None if t is None else t.reshape(*lead, *t.shape) for t in (x, h0, c0))
+        _, h, c = ops.recurrent(mode, x, None, h0, c0, weights, 1, False, self.bias)
+        return h.reshape(shape), None if c is None else c.reshape(shape)
+
+
+class LSTMCell(_Cell):
+    """One step of an LSTM, a drop-in for `torch.nn.LSTMCell`.
+
+    Inputs: input (B,I) or (I); optional (h_0, c_0), each (B,H) or (H). Outputs: (h_1, c_1) likewise.
+    """
+
+    _torch_layer = torch.nn.LSTMCell
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        h0, c0 = (None, None) if hx is None else hx
+        step = self._step("LSTM", input, h0, c0)
+        return torch.nn.LSTMCell.forward(self, input, hx) if step is None else step
+
+
+class RNNCell(_Cell):
+    """One step of an Elman network, a drop-in for `torch.nn.RNNCell`.
+
+    Inputs: input (B,I) or (I); optional h_0 (B,H) or (H). Output: h_1 likewise.
+    """
+
+    _torch_layer = torch.nn.RNNCell
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        mode = "RNN_" + self.nonlinearity.upper()
+        step = self._step(mode, input, hx, None) if mode in ops.CELLS else None
+        return torch.nn.RNNCell.forward(self, input, hx) if step is None else step[0]
