@@ -83,18 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not has_onnx():
         console.print("ONNX Runtime is not installed (pip install onnx onnxruntime): its column is left out.")
     machine = env.describe(options.device, options.threads)
-    on_cpu = options.device == "cpu"
-    peaks = env.fma_peaks(options.threads) if on_cpu else {}
-    machine["read_gbs"] = env.read_gbs(bars.streamed_sizes(options.jobs)) if on_cpu else {}
+    sizes = bars.streamed_sizes(options.jobs)
+    before = env.limits(options.threads, sizes)
     rows = run_jobs(options.jobs, PRESETS[options.preset].seconds, options.device, options.threads, console)
-    again = env.fma_peaks(options.threads) if on_cpu else {}  # whatever disturbs lowers it
-    machine["fma_peak_gflops"] = {dtype: max(peak, again[dtype]) for dtype, peak in peaks.items()}
+    machine |= env.higher(before, env.limits(options.threads, sizes))
     return write(options, console, machine, rows)
 
 
 def write(options: argparse.Namespace, console: Console, machine: env.Env, rows: list[Row]) -> int:
     """Everything that was asked for; returns the exit status, 1 if some result was wrong."""
-    goals = bars.table(rows, machine) if options.preset == "full" else []
+    goals = bars.table(rows, machine) if (options.preset, options.device) == ("full", "cpu") else []
     content = report.tables(rows, machine) + goals
     report.print_tables(console, content)
     console.print(f"{report.caption(machine)}\n{report.NOTE}", markup=False)

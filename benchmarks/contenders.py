@@ -1,4 +1,7 @@
-"""Who is measured: torch.nn, rnnfast and ONNX Runtime, with the same weights and the same input."""
+"""Who is measured: torch.nn, rnnfast and ONNX Runtime, with the same weights and the same input.
+
+Each is called as its users call it: modules with tensors, ONNX Runtime by session.run with NumPy arrays.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from benchmarks.grid import Job, Shape
 LIBRARIES: dict[str, ModuleType] = {"torch": torch.nn, "rnnfast": rnnfast}
 ONNX = "onnxruntime"
 CHECKED_STEPS = 3  # of a streaming job
+
+State = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,11 @@ def make_data(shape: Shape, device: str) -> Data:
     torch.manual_seed(0)
     dtype = getattr(torch, shape.dtype)
     weights = make_module(torch.nn, shape).state_dict()
-    x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype)
-    dy = torch.randn(shape.T, shape.B, shape.D * shape.R, dtype=dtype)
+    x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype).to(device)
+    dy = torch.randn(shape.T, shape.B, shape.D * shape.R, dtype=dtype).to(device)
     if not shape.packed:
-        return Data(x.to(device), dy.to(device), weights)
-    return Data(pack_padded_sequence(x, shape.lengths).to(device), dy.flatten(0, 1)[: shape.N].to(device), weights)
+        return Data(x, dy, weights)
+    return Data(pack_padded_sequence(x, shape.lengths), dy.flatten(0, 1)[: shape.N], weights)
 
 
 def make_module(library: ModuleType, shape: Shape) -> torch.nn.Module:
@@ -77,7 +82,7 @@ def module_contender(name: str, job: Job, data: Data, device: str) -> Contender:
     module.load_state_dict(data.weights)
     module.to(device).train(job.trains)
     if job.kind == "step":
-        return _stream(name, module, data.x)
+        return _stream(name, module, _rows(data.x))
     if job.kind in ("train", "memory"):
         return _train(name, module, data)
     return Contender(name, lambda: module(data.x), lambda: _outputs(*module(data.x)))
@@ -86,7 +91,7 @@ def module_contender(name: str, job: Job, data: Data, device: str) -> Contender:
 def _train(name: str, module: torch.nn.Module, data: Data) -> Contender:
     """Forward and backward from a given dL/dy; the gradients start as None, as after optimizer.zero_grad()."""
 
-    def run() -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, ...]]:
+    def run() -> tuple[Tensor | PackedSequence, State]:
         module.zero_grad(set_to_none=True)
         y, state = module(data.x)
         torch.autograd.backward(_rows(y), data.dy)
@@ -103,16 +108,16 @@ def _stream(name: str, module: torch.nn.Module, x: Tensor) -> Contender:
     """One step at a time: each call takes the state that the last one returned."""
     state = None
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor, State]:
         nonlocal state
         y, state = module(x, state)
-        return y
+        return y, state
 
     def results() -> dict[str, Tensor]:
         nonlocal state
         state = None
-        y = torch.cat([run() for _ in range(CHECKED_STEPS)])
-        return _outputs(y, state)
+        ys, states = zip(*(run() for _ in range(CHECKED_STEPS)), strict=True)
+        return _outputs(torch.cat(ys), states[-1])
 
     return Contender(name, run, results)
 
@@ -121,7 +126,7 @@ def _rows(y: Tensor | PackedSequence) -> Tensor:
     return y.data if isinstance(y, PackedSequence) else y
 
 
-def _outputs(y: Tensor | PackedSequence, state: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _outputs(y: Tensor | PackedSequence, state: State) -> dict[str, Tensor]:
     states = state if isinstance(state, tuple) else (state,)
     named = {"y": _rows(y)} | dict(zip(("h_n", "c_n"), states, strict=False))
     return {name: a.detach().cpu() for name, a in named.items()}

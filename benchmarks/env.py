@@ -58,14 +58,19 @@ def versions() -> dict[str, str]:
     return own | {name: importlib.metadata.version(name) for name in installed}
 
 
-def fma_peaks(threads: int) -> dict[str, float]:
-    """GFLOP/s of nothing but multiply-adds in registers."""
-    return {dtype: rnnfast._C.fma_peak_gflops(size, threads) for dtype, size in (("float32", 4), ("float64", 8))}
+def limits(threads: int, read_sizes: Iterable[int]) -> dict[str, dict[str, float]]:
+    """What the CPU can do at most: GFLOP/s of nothing but multiply-adds in registers, by dtype, and GB/s at which all
+    threads together read an array over and over, by its size in bytes."""
+    sizes = {"float32": 4, "float64": 8}
+    return {
+        "fma_peak_gflops": {dtype: rnnfast._C.fma_peak_gflops(size, threads) for dtype, size in sizes.items()},
+        "read_gbs": {str(size): size / _fastest_sum(torch.ones(size // 4)) * 1e-9 for size in sorted(read_sizes)},
+    }
 
 
-def read_gbs(sizes: Iterable[int]) -> dict[str, float]:
-    """GB/s at which all threads together read an array of so many bytes over and over: the best of many sums."""
-    return {str(size): size / _fastest_sum(torch.ones(size // 4)) * 1e-9 for size in sorted(set(sizes))}
+def higher(a: dict[str, dict[str, float]], b: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The larger of two measurements of `limits`, number by number: whatever disturbs one lowers it."""
+    return {name: {key: max(value, b[name][key]) for key, value in values.items()} for name, values in a.items()}
 
 
 def _fastest_sum(a: torch.Tensor) -> float:

@@ -96,7 +96,7 @@ def draw_ratios(part: Figure, title: str, groups: Sequence[Group], limits: tuple
 
 def _draw_line(axes: Axes, y: int, g: Group) -> None:
     """A bar from 1 to the ratio with its number, and a diamond for the peer."""
-    ratio = g.ratio("torch")
+    ratio = g.ours["ratio_vs_torch"]
     colour = FASTER if ratio >= 1 else SLOWER
     axes.plot((1, ratio), (y, y), color=colour, linewidth=3, solid_capstyle="butt")
     axes.plot(ratio, y, "o", color=colour, markersize=5)

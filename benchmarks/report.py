@@ -59,7 +59,7 @@ def summary(groups: Sequence[Group]) -> Table:
             some = [g for g in groups if (g["pass"], g["cell"]) == (name, cell)]
             if some:
                 lines.append([cell_title, title, str(len(some)), *_lowest_and_mean(some, others)])
-    return Table("Summary: times as fast as", header, lines)
+    return Table("Summary", header, lines)
 
 
 def _lowest_and_mean(groups: Sequence[Group], others: Sequence[str]) -> list[Cell]:
@@ -107,15 +107,18 @@ def _cost(row: Row | None) -> str:
 
 
 def _rates(row: Row, env: Env) -> list[Cell]:
-    if row["gflops"] is None:
-        return ["", ""]
     share = fma_share(row, env)
-    return [f"{row['gflops']:.3g}", "" if share is None else f"{share:.0%}"]
+    return [
+        "" if row["gflops"] is None else f"{row['gflops']:.3g}",
+        "" if share is None else f"{share:.0%}",
+    ]
 
 
 def fma_share(row: Row, env: Env) -> float | None:
-    """Share of the FMA peak that a row's products reach; None where no peak is known."""
-    return row["gflops"] / env["fma_peak_gflops"][row["dtype"]] if env["fma_peak_gflops"] else None
+    """Share of the CPU's FMA peak that a row's products reach; None on another device and for a wrong result."""
+    if row["device"] != "cpu" or row["gflops"] is None:
+        return None
+    return row["gflops"] / env["fma_peak_gflops"][row["dtype"]]
 
 
 def seconds(value: float) -> str:
@@ -128,12 +131,11 @@ def seconds(value: float) -> str:
 def caption(env: Env) -> str:
     """Machine, threads, versions, date and command in a sentence or two."""
     v = env["versions"]
-    machine = env["gpu"] or f"{env['cpu']}, {env['cores']} cores, {env['rnnfast']['isa']}"
-    peaks = env["fma_peak_gflops"]
-    peak = f", FMA peak {peaks['float32']:.0f} GFLOP/s in float32" if peaks else ""
     threads = f"{env['threads']} thread" + "s" * (env["threads"] > 1)
+    peak = f"FMA peak {env['fma_peak_gflops']['float32']:.0f} GFLOP/s in float32"
+    cpu = f"{env['cpu']}, {env['cores']} cores, {env['rnnfast']['isa']}; {threads}, {peak}"
     versions = ", ".join(f"{name} {v[key]}" for key, name in NAMES.items() if key in v)
-    return f"{machine}; {threads}{peak}. {versions}. {env['date'][:10]}, {env['command']}"
+    return f"{env['gpu'] or cpu}. {versions}. {env['date'][:10]}, {env['command']}"
 
 
 NOTE = (

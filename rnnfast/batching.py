@@ -29,11 +29,11 @@ def vmap_rule(
     kinds: list[Kind],
     out_kinds: list[Kind],
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """The rule of every node: fold the mapped dimension into the batch where the weights are shared, else run one by one.
+    """The rule of every node: the mapped dimension joins the batch where the weights are shared; else one by one.
 
     Sequence b of sample k becomes sequence b*K + k, so a packed batch stays sorted by length, and `groups` of a node
-    that gives weight gradients grows K-fold. The reserve of a folded forward pass cannot be told apart by samples; it is
-    passed on as if it were not mapped, and found again by y being mapped.
+    that gives weight gradients grows K-fold. The reserve of a folded forward pass cannot be told apart by samples; it
+    is passed on as if it were not mapped, and found again by y being mapped.
     """
     dims = in_dims[1:]
     mapped = {kind for kind, dim in zip(kinds, dims, strict=True) if dim is not None}

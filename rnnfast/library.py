@@ -1,8 +1,8 @@
 """The four kernels as torch.library ops, `rnnfast::forward`, `backward`, `tangent` and `second`.
 
 Tensors that are traced (by torch.compile, torch.export, fake tensors) go through the ops, plain ones straight to
-`rnnfast.kernels`: for a single streaming step the way through the dispatcher would cost more than the step. The ops have
-no derivatives of their own; those are the business of `rnnfast.ops` alone.
+`rnnfast.kernels`: for a single streaming step the way through the dispatcher would cost more than the step. The ops
+have no derivatives of their own; those are the business of `rnnfast.ops` alone.
 """
 
 from __future__ import annotations

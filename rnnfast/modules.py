@@ -1,13 +1,15 @@
 """torch.nn's recurrent layers on rnnfast's kernels: same constructor, attributes, state_dict, results and errors.
 
-A layer looks at its input once, cheaply. What has a kernel and fits goes to `rnnfast.ops.recurrent`; everything else goes
-to the forward of the torch layer itself: it raises torch's own error for bad input, and computes with torch's operators
-what has no kernel (after one warning).
+A layer looks at its input once, cheaply. What has a kernel and fits goes to `rnnfast.ops.recurrent`; everything else
+goes to the forward of the torch layer itself: it raises torch's own error for bad input, and computes with torch's
+operators what has no kernel (after one warning).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ class FallbackWarning(UserWarning):
     """Given once for each reason why torch's operators run instead of rnnfast's kernels."""
 
 
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}  # of an Elman network, by nonlinearity
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _warned: set[str] = set()
 
 
@@ -30,27 +34,53 @@ def _warn_once(reason: str) -> None:
     if reason in _warned or torch.compiler.is_compiling():
         return
     _warned.add(reason)
+    # The frames between here and the user's call are _has_kernel, _fits or _step, forward, and two of torch.nn.Module.
     warnings.warn(
-        f"rnnfast has no kernel for {reason}; torch's own operators run instead", FallbackWarning, stacklevel=5
+        f"rnnfast has no kernel for {reason}; torch's own operators run instead", FallbackWarning, stacklevel=7
     )
 
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Is there a kernel for this input as far as dtype and device go? If not, says so once."""
-    if torch.is_autocast_enabled(x.device.type):
-        _warn_once(f"autocast to {torch.get_autocast_dtype(x.device.type)}")
-        return False
-    if x.dtype != weight.dtype:
-        return False  # an error, torch's to raise
-    if x.device.type == "cpu" and x.dtype in ops.DTYPES:
-        return weight.device == x.device
-    if x.device.type != "meta":
-        _warn_once(f"{x.dtype} on {x.device.type}")
+    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, says so."""
+    if (
+        x.is_cpu
+        and weight.is_cpu
+        and x.dtype == weight.dtype
+        and x.dtype in ops.DTYPES
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+    ):
+        return True
+    reason = _why_no_kernel(x, weight)
+    if reason is not None:
+        _warn_once(reason)
     return False
 
 
-def _state_fits(state: Tensor | None, shape: tuple[int, ...], like: Tensor) -> bool:
-    return state is None or (state.shape == shape and state.dtype == like.dtype and state.device == like.device)
+def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
+    """None where nobody needs to know: bad input, which torch refuses, and shapes without numbers."""
+    device = x.device.type
+    if x.is_meta or x.device != weight.device:
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return f"autocast to {torch.get_autocast_dtype(device)}"
+    return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None
+
+
+def _state_fits(state: object, shape: tuple[int, ...], like: Tensor) -> bool:
+    return isinstance(state, Tensor) and state.shape == shape and state.dtype == like.dtype and state.is_cpu
+
+
+def _is_pair(hx: object) -> bool:
+    return isinstance(hx, (tuple, list)) and len(hx) == 2
+
+
+def _weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """The tensors of these names, whatever put them there: parametrizations, pruning, data parallelism."""
+    parameters = module._parameters  # a fifth of the time of getattr on a Module
+    return [parameters[name] if name in parameters else getattr(module, name) for name in names]
 
 
 def _select(state: Tensor | None, order: Tensor | None) -> Tensor | None:
@@ -66,13 +96,15 @@ class _Layer(RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the weights where they are."""
 
-    def forward(self, input, hx=None):
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Any, Any]:
         packed = isinstance(input, PackedSequence)
         x, batch_sizes, order, back = input if packed else (input, None, None, None)
-        h0, c0 = self._states(hx)
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        if not self._fits(x, batch_sizes, h0, c0, weights[0]):
+        weights = _weights(self, self._flat_weights_names)
+        if not self._fits(x, batch_sizes, hx, weights[0]):
             return self._torch_layer.forward(self, input, hx)
+        h0, c0 = (None, None) if hx is None else hx if self.mode == "LSTM" else (hx, None)
         single = not packed and x.dim() == 2
         if single:
             x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
@@ -100,21 +132,16 @@ class _Layer(RNNBase):
             y = y.transpose(0, 1)
         return y, h_n if c_n is None else (h_n, c_n)
 
-    def _states(self, hx) -> tuple[Tensor | None, Tensor | None]:
-        if hx is None:
-            return None, None
-        return hx if self.mode == "LSTM" else (hx, None)
-
-    def _fits(
-        self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weight: Tensor
-    ) -> bool:
+    def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor) -> bool:
         """Is there a kernel for this call, and is everything of the right size?"""
         if not _has_kernel(x, weight):
             return False
         dims = x.dim()
-        if dims not in ((2,) if batch_sizes is not None else (2, 3)) or x.size(-1) != self.input_size or x.numel() == 0:
+        if dims not in ((2, 3) if batch_sizes is None else (2,)) or x.size(-1) != self.input_size or x.numel() == 0:
             return False
-        if h0 is None:
+        if batch_sizes is not None and batch_sizes.dtype != torch.int64:
+            return False
+        if hx is None:
             return True
         LD = self.num_layers * (2 if self.bidirectional else 1)
         batch: tuple[int, ...] = ()
@@ -122,8 +149,10 @@ class _Layer(RNNBase):
             batch = (int(batch_sizes[0]),)
         elif dims == 3:
             batch = (x.size(0 if self.batch_first else 1),)
-        h0_fits = _state_fits(h0, (LD, *batch, self.proj_size or self.hidden_size), x)
-        return h0_fits and _state_fits(c0, (LD, *batch, self.hidden_size), x)
+        shape = (LD, *batch, self.proj_size or self.hidden_size)
+        if self.mode != "LSTM":
+            return _state_fits(hx, shape, x)
+        return _is_pair(hx) and _state_fits(hx[0], shape, x) and _state_fits(hx[1], (LD, *batch, self.hidden_size), x)
 
     def _dropout_masks(self, x: Tensor) -> Tensor | None:
         """(L-1,T,B,D*R) or (L-1,N,D*R), drawn as torch draws them: the same seed drops the same units."""
@@ -156,7 +185,7 @@ class LSTM(_Layer):
         proj_size: P, size of h_t if not 0, default 0.
         device, dtype: of the parameters; kernels exist for float32 and float64 on the CPU.
 
-    Inputs: input (T,B,I), (T,I) for one sequence, or a PackedSequence; optional (h_0, c_0), (L*D,B,P or H) and (L*D,B,H).
+    Inputs: input (T,B,I), (T,I) for one sequence, or a PackedSequence; optional (h_0, c_0), (L*D,B,P or H), (L*D,B,H).
     Outputs: output (T,B,D*P or D*H) like the input, (h_n, c_n) like (h_0, c_0).
     """
 
@@ -201,9 +230,9 @@ class RNN(_Layer):
             args = args[:3] + args[4:]
         else:
             self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
+        if self.nonlinearity not in _MODES:
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__("RNN_" + self.nonlinearity.upper(), *args, **kwargs)
+        super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
 
 
 class _Cell(RNNCellBase):
@@ -211,17 +240,18 @@ class _Cell(RNNCellBase):
 
     _torch_layer: type[torch.nn.Module]
 
-    def _step(self, mode: str, x: Tensor, h0: Tensor | None, c0: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """h and c after a step, None if torch's own cell has to take the call."""
-        weights = [self.weight_ih, self.weight_hh] + ([self.bias_ih, self.bias_hh] if self.bias else [])
-        if not _has_kernel(x, weights[0]) or x.dim() not in (1, 2) or x.size(-1) != self.input_size or x.numel() == 0:
+    def _step(self, mode: str, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None] | None:
+        """h and c after a step from (h0, c0), (h0,) or (), zeros; None if torch's own cell has to take the call."""
+        weights = _weights(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
+        dims, H = x.dim(), self.hidden_size
+        if not _has_kernel(x, weights[0]) or dims not in (1, 2) or x.size(-1) != self.input_size:
             return None
-        shape = (*x.shape[:-1], self.hidden_size)
-        if not (_state_fits(h0, shape, x) and _state_fits(c0, shape, x)):
+        shape = (x.size(0), H) if dims == 2 else (H,)
+        if x.numel() == 0 or H == 0 or not all([_state_fits(state, shape, x) for state in states]):
             return None
-        lead = (1,) * (3 - x.dim())  # (I) -> (1,1,I), (B,I) -> (1,B,I), and the states likewise
-        x, h0, c0 = (None if t is None else t.reshape(*lead, *t.shape) for t in (x, h0, c0))
-        _, h, c = ops.recurrent(mode, x, None, h0, c0, weights, 1, False, self.bias)
+        whole = (1, 1, -1) if dims == 1 else (1, shape[0], -1)  # (I) -> (1,1,I), (B,I) -> (1,B,I), the states likewise
+        h0, c0, *_ = *[state.reshape(whole) for state in states], None, None
+        _, h, c = ops.recurrent(mode, x.reshape(whole), None, h0, c0, weights, 1, False, self.bias)
         return h.reshape(shape), None if c is None else c.reshape(shape)
 
 
@@ -237,8 +267,7 @@ class LSTMCell(_Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        h0, c0 = (None, None) if hx is None else hx
-        step = self._step("LSTM", input, h0, c0)
+        step = self._step("LSTM", input, hx or ()) if hx is None or _is_pair(hx) else None
         return torch.nn.LSTMCell.forward(self, input, hx) if step is None else step
 
 
@@ -257,6 +286,6 @@ class RNNCell(_Cell):
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        mode = "RNN_" + self.nonlinearity.upper()
-        step = self._step(mode, input, hx, None) if mode in ops.CELLS else None
+        mode = _MODES.get(self.nonlinearity)
+        step = self._step(mode, input, () if hx is None else (hx,)) if mode is not None else None
         return torch.nn.RNNCell.forward(self, input, hx) if step is None else step[0]

@@ -285,8 +285,8 @@ class _Tangent(torch.autograd.Function):
         n = len(ctx.spec.wanted_plain)
         if not _all_none(tangents[5 + n :]):
             raise NotImplementedError(
-                "rnnfast: forward mode over forward mode (jvp of jvp in the same inputs) has no kernel. Use forward over "
-                "reverse (jvp of grad, torch.func.hessian), or rnnfast.revert(model) for torch's own layers."
+                "rnnfast: forward mode over forward mode (jvp of jvp in the same inputs) has no kernel. Use forward "
+                "over reverse (jvp of grad, torch.func.hessian), or rnnfast.revert(model) for torch's own layers."
             )
         past, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4 + n :]
         return _Tangent.apply(ctx.spec, *past, *tangents[5 : 5 + n], *inputs)

@@ -1,7 +1,7 @@
 """One table of cases for every check of correctness, and the helpers that run a case.
 
 A `Case` is one choice of cell, sizes and options. `make_inputs` draws its tensors from a seed; `run_module`
-runs it through torch.nn or rnnfast, `run_op` through rnnfast.ops.recurrent, `run_reference` through the NumPy
+and `run_torch` run it through a module, `run_op` through rnnfast.ops.recurrent, `run_reference` through the NumPy
 truth. Each returns the same dictionary from name to float64 array:
 
     y (T,B,D*R), (B,T,D*R) or packed (N,D*R)    h_n (L*D,B,R)    c_n (L*D,B,H), LSTM only
@@ -265,6 +265,16 @@ def run_module(library: ModuleType, case: Case, inputs: Inputs, inference: bool 
     outputs = {"y": y if inputs.packed is None else y.data, "h_n": h_n}
     outputs |= {} if c_n is None else {"c_n": c_n}
     return _results(outputs, {} if inference else leaves | dict(module.named_parameters()), inputs)
+
+
+def run_torch(case: Case, inputs: Inputs) -> Results:
+    """Run torch.nn's module, on one thread: its thread pool stalls for seconds if the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run_module(torch.nn, case, inputs)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_op(case: Case, inputs: Inputs, dropout: bool = False) -> Results:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import CASES, GRADCHECK_CASES, Case, error, make_inputs, run_module, run_reference, scale
+from cases import CASES, GRADCHECK_CASES, Case, error, make_inputs, run_reference, run_torch, scale
 
 from rnnfast import reference
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-12
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_against_torch(case: Case) -> None:
     inputs = make_inputs(case)
-    expected, got = run_module(torch.nn, case, inputs), run_reference(case, inputs)
+    expected, got = run_torch(case, inputs), run_reference(case, inputs)
     assert got.keys() == expected.keys()
     for name in expected:
         assert error(got[name], expected[name]) <= TOLERANCE * (1 + scale(expected[name])), name

@@ -1,0 +1,217 @@
+"""Second derivatives, forward mode, vmap and compilation of the op, against finite differences and torch's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import GRADCHECK_CASES, Case, make_inputs
+from test_gradcheck import op_of
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from rnnfast import kernels, ops
+
+# relu has no second derivative where finite differences look across its bend
+SMOOTH_CASES = [case for case in GRADCHECK_CASES if case.mode != "RNN_RELU"]
+EXAMPLES = [
+    Case("LSTM", T=5, B=3, I=3, H=6, L=2, D=2),
+    Case("LSTM", T=5, B=3, I=3, H=6, L=2, D=2, proj=4, bias=False),
+    Case("LSTM", T=5, B=3, I=3, H=6, L=2, D=2, lengths=(5, 3, 2)),
+    Case("RNN_TANH", T=5, B=3, I=3, H=6, L=2, D=2),
+    Case("RNN_RELU", T=5, B=3, I=3, H=6, L=2, lengths=(5, 3, 2)),
+]
+every_example = pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case.id)
+
+
+def torch_op(case: Case) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The same function as op_of gives, by torch's own operators."""
+    inputs = make_inputs(case)
+    packed = () if inputs.packed is None else (inputs.packed.batch_sizes,)
+
+    def op(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = 2 if case.mode == "LSTM" else 1
+        hx, weights = rest[:states], list(rest[states:])
+        function = getattr(torch._VF, case.mode.lower())
+        arguments = (weights, case.bias, case.L, 0.0, False, case.D == 2)
+        return function(x, *packed, hx if states == 2 else hx[0], *arguments, *(() if packed else (False,)))
+
+    return op
+
+
+def leaves_of(case: Case) -> tuple[list[torch.Tensor], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+    """Inputs, and one smooth number of all outputs by rnnfast and by torch."""
+    leaves, op = op_of(case, make_inputs(case))
+    truth = torch_op(case)
+
+    def loss_of(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., torch.Tensor]:
+        return lambda *values: sum(output.sin().sum() for output in function(*values))
+
+    return list(leaves.values()), loss_of(op), loss_of(truth)
+
+
+def assert_equal(got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> None:
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", SMOOTH_CASES[::7], ids=lambda case: case.id)
+def test_finite_differences(case: Case) -> None:
+    leaves, op = op_of(case, make_inputs(case))
+    values = [leaf.requires_grad_() for leaf in leaves.values()]
+    assert torch.autograd.gradcheck(
+        op, values, check_forward_ad=True, check_backward_ad=False, check_batched_grad=False
+    )
+    assert torch.autograd.gradgradcheck(op, values)
+
+
+@every_example
+def test_directional_derivatives(case: Case) -> None:
+    """Forward mode, and the Hessian along a direction in all three orders of the modes."""
+    values, loss, truth = leaves_of(case)
+    every = tuple(range(len(values)))
+    torch.manual_seed(0)
+    direction = tuple(torch.randn_like(value) for value in values)
+
+    def slope(*at: torch.Tensor) -> torch.Tensor:
+        return sum((g * v).sum() for g, v in zip(grad(loss, every)(*at), direction, strict=True))
+
+    at = [value.clone().requires_grad_() for value in values]  # torch's packed operators know no torch.func
+    gradients = torch.autograd.grad(truth(*at), at, create_graph=True)
+    want = sum((g * v).sum() for g, v in zip(gradients, direction, strict=True))
+    curved = torch.autograd.grad(want, at)
+
+    torch.testing.assert_close(jvp(loss, tuple(values), direction)[1], want.detach(), rtol=1e-12, atol=1e-12)
+    assert_equal(jvp(lambda *at: grad(loss, every)(*at), tuple(values), direction)[1], curved)
+    assert_equal(grad(slope, every)(*values), curved)
+    assert_equal(grad(lambda *at: jvp(loss, at, direction)[1], every)(*values), curved)
+
+
+@every_example
+def test_double_backward_with_create_graph(case: Case) -> None:
+    values, loss, truth = leaves_of(case)
+    penalties = []
+    for function in (loss, truth):
+        at = [value.clone().requires_grad_() for value in values]
+        grads = torch.autograd.grad(function(*at), at, create_graph=True)
+        penalties.append(torch.autograd.grad(sum(g.square().sum() for g in grads), at))
+    assert_equal(*penalties)
+
+
+@pytest.mark.parametrize("case", [Case("LSTM", T=2, B=2, I=2, H=3, D=2), Case("RNN_TANH", T=3, B=1, I=2, H=3, L=2)])
+def test_jacobians(case: Case) -> None:
+    values, _, _ = leaves_of(case)
+    _, op = op_of(case, make_inputs(case))
+    for i in (0, 1, len(values) - 1):  # x, h0, the last weight
+
+        def one(value: torch.Tensor, function: Callable, i: int = i) -> torch.Tensor:
+            return function(*values[:i], value, *values[i + 1 :])[0]
+
+        want = torch.autograd.functional.jacobian(lambda v: one(v, torch_op(case)), values[i])  # noqa: B023
+        torch.testing.assert_close(jacrev(lambda v: one(v, op))(values[i]), want)  # noqa: B023
+        torch.testing.assert_close(jacfwd(lambda v: one(v, op))(values[i]), want)  # noqa: B023
+
+
+def test_hessian() -> None:
+    case = Case("LSTM", T=3, B=1, I=2, H=4, L=2)
+    values, loss, truth = leaves_of(case)
+    for i in (0, 3):
+        at = [lambda v, f=f, i=i: f(*values[:i], v, *values[i + 1 :]) for f in (loss, truth)]
+        want = torch.autograd.functional.hessian(at[1], values[i])
+        torch.testing.assert_close(hessian(at[0])(values[i]), want)
+        torch.testing.assert_close(jacrev(jacrev(at[0]))(values[i]), want)
+        torch.testing.assert_close(torch.autograd.functional.hessian(at[0], values[i]), want)
+
+
+K = 5  # samples or models
+
+
+def layer_loss(weights: tuple[torch.Tensor, ...], x: torch.Tensor) -> torch.Tensor:
+    return ops.recurrent("LSTM", x, None, None, None, list(weights), 2, True, True)[0].sin().sum()
+
+
+@pytest.fixture
+def weights() -> tuple[torch.Tensor, ...]:
+    return tuple(make_inputs(Case("LSTM", T=1, B=1, I=3, H=6, L=2, D=2)).weights.values())
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((K, 7, 1, 3), 0), ((7, K, 2, 3), 1), ((7, 2, 3, K), 3)])
+def test_per_sample_gradients(weights, shape, dim) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    got = vmap(grad(layer_loss), in_dims=(None, dim))(weights, x)
+    for k in range(K):
+        assert_equal(tuple(g[k] for g in got), grad(layer_loss)(weights, x.select(dim, k)))
+
+
+def test_per_sample_gradients_of_packed_sequences(weights) -> None:
+    batch_sizes = torch.tensor([3, 3, 1])
+    x = torch.randn(K, 7, 3, dtype=torch.float64)
+
+    def loss(weights, x):
+        y, h_n, _ = ops.recurrent("LSTM", x, batch_sizes, None, None, list(weights), 2, True, True)
+        return y.sin().sum() + h_n.cos().sum()
+
+    got = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for k in range(K):
+        assert_equal(tuple(g[k] for g in got), grad(loss)(weights, x[k]))
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (0, 0)])
+def test_ensembles(weights, in_dims) -> None:
+    models = tuple(torch.randn(K, *w.shape, dtype=w.dtype) / 3 for w in weights)
+    x = torch.randn(K, 7, 2, 3, dtype=torch.float64)
+    got = vmap(grad(layer_loss), in_dims=in_dims)(models, x if in_dims[1] == 0 else x[0])
+    for k in range(K):
+        want = grad(layer_loss)(tuple(w[k] for w in models), x[k if in_dims[1] == 0 else 0])
+        assert_equal(tuple(g[k] for g in got), want)
+
+
+def test_nested_vmap_and_gradient_of_per_sample_gradients(weights) -> None:
+    x = torch.randn(2, K, 4, 1, 3, dtype=torch.float64)
+    nested = vmap(vmap(grad(layer_loss), in_dims=(None, 0)), in_dims=(None, 0))(weights, x)
+    for a in range(2):
+        for k in range(K):
+            assert_equal(tuple(g[a, k] for g in nested), grad(layer_loss)(weights, x[a, k]))
+
+    def penalty(weights, gradients_of):
+        return sum(g.square().sum() for g in gradients_of(weights))
+
+    mapped = grad(penalty)(weights, lambda w: vmap(grad(layer_loss), in_dims=(None, 0))(w, x[0]))
+    looped = grad(penalty)(weights, lambda w: [g for k in range(K) for g in grad(layer_loss)(w, x[0, k])])
+    assert_equal(mapped, looped)
+
+
+def test_what_has_no_kernel_says_so(weights) -> None:
+    x = torch.randn(3, 1, 3, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="forward mode over forward mode"):
+        jvp(lambda x: jvp(lambda x: layer_loss(weights, x), (x,), (x,))[1], (x,), (x,))
+    with pytest.raises(NotImplementedError, match="third derivatives"):
+        grad(lambda x: grad(lambda x: grad(lambda x: layer_loss(weights, x))(x).sin().sum())(x).sin().sum())(x)
+    with pytest.raises(RuntimeError, match="lengths must be shared"):
+        vmap(lambda n: ops.recurrent("LSTM", x[:, 0], n, None, None, list(weights), 2, True, True)[0])(
+            torch.ones(2, 3, dtype=torch.int64)
+        )
+
+
+@pytest.mark.parametrize("lengths", [None, (5, 3, 1)], ids=["padded", "packed"])
+@pytest.mark.parametrize("mode", ["LSTM", "RNN_TANH"])
+def test_opcheck(mode: str, lengths: tuple[int, ...] | None) -> None:
+    """torch.library.opcheck on each op: schema, fake tensors, compilation with symbolic sizes."""
+    case = Case(mode, T=5, B=3, I=2, H=4, L=2, D=2, lengths=lengths)
+    inputs = make_inputs(case)
+    weights = list(inputs.weights.values())
+    batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
+    stack = kernels.Stack(ops.CELLS[mode], case.L, case.D, case.bias)
+    given = kernels.Inputs(inputs.x, inputs.h0, inputs.c0, weights)
+    outputs, reserve = kernels.forward(stack, given, batch_sizes, None, keep=True)
+    call = (*stack, *given, batch_sizes, None)
+    past = (*call, outputs.y, reserve)
+    cotangents = (inputs.dy, inputs.dh_n, inputs.dc_n)
+    wanted = [True, True, case.mode == "LSTM", *[True] * len(weights)]
+    check = torch.library.opcheck
+    check(torch.ops.rnnfast.forward.default, (*call, True))
+    check(torch.ops.rnnfast.forward.default, (*call, False))
+    check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 1))
+    check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 3))
+    check(torch.ops.rnnfast.tangent.default, (*past, *given))
+    check(torch.ops.rnnfast.second.default, (*past, *given, *cotangents, None, None, None, wanted, wanted, 1))
