@@ -3,65 +3,85 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
-from torch.nn.modules.rnn import RNNBase, RNNCellBase
 
 from rnnfast import modules
 
 _log = logging.getLogger("rnnfast")
-_TWINS = {
+_TWINS: dict[type, type] = {
     torch.nn.LSTM: modules.LSTM,
     torch.nn.RNN: modules.RNN,
     torch.nn.LSTMCell: modules.LSTMCell,
     torch.nn.RNNCell: modules.RNNCell,
 }
+_NAMES = {"LSTM", "RNN", "GRU", "LSTMCell", "RNNCell", "GRUCell"}
 
 
 def convert(model: torch.nn.Module) -> torch.nn.Module:
     """Make every torch.nn.LSTM, RNN, LSTMCell and RNNCell inside `model` run on rnnfast, in place.
 
     Only the class of the layer changes: it stays the same object with the same Parameters, so optimizers, hooks, shared
-    layers, train/eval mode and whatever else refers to it go on as before. Subclasses, parametrized and scripted layers
-    and GRUs are left alone. The logger 'rnnfast' tells which layers were swapped (INFO) and which were not, and why
-    (WARNING).
+    layers, train/eval mode and whatever else refers to it go on as before. Left alone are GRUs, subclasses, layers
+    whose `forward` was replaced, and layers that are parametrized, quantized or compiled by TorchScript. The logger
+    'rnnfast' tells which layers were swapped (INFO) and which were not, and why (WARNING).
+
+    Args:
+        model: any module, a single layer too.
 
     Returns:
         `model`.
+
+    Raises:
+        TypeError: `model` is no module.
     """
-    return _swap(model, _TWINS)
+    return _swap(model, _TWINS, also=_why_no_twin)
 
 
 def revert(model: torch.nn.Module) -> torch.nn.Module:
-    """Undo `convert`: every rnnfast layer inside `model` becomes torch's again, in place.
+    """Undo `convert`: every rnnfast layer inside `model`, converted or not, becomes torch's again, in place.
 
-    Returns:
-        `model`.
+    Args, returns, raises and logs as `convert`.
     """
-    return _swap(model, {ours: torchs for torchs, ours in _TWINS.items()})
+    return _swap(model, {ours: torchs for torchs, ours in _TWINS.items()}, also=lambda module: None)
 
 
-def _swap(model: torch.nn.Module, twins: dict[type, type]) -> torch.nn.Module:
+def _swap(
+    model: torch.nn.Module, twins: dict[type, type], also: Callable[[torch.nn.Module], str | None]
+) -> torch.nn.Module:
+    """Gives every layer its twin's class; `also` tells what else is worth a line in the log, and why."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model should be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():  # each shared module once
-        label = name or "(the model itself)"
-        if type(module) in twins:
-            old, new = type(module), twins[type(module)]
+        label, old = name or "(the model itself)", type(module)
+        reason = _why_not(module) if isinstance(module, tuple(twins)) else also(module)
+        if reason is not None:
+            _log.warning("%s: %s left as it is: %s", label, old.__name__, reason)
+        elif old in twins:
             # Both come from the same torch base class and keep all state in __dict__.
-            module.__class__ = new
+            module.__class__ = new = twins[old]
             _log.info("%s: %s.%s became %s.%s", label, old.__module__, old.__name__, new.__module__, new.__name__)
-        elif reason := _why_not(module, twins):
-            _log.warning("%s: %s left as it is: %s", label, type(module).__name__, reason)
     return model
 
 
-def _why_not(module: torch.nn.Module, twins: dict[type, type]) -> str | None:
-    """Why a recurrent layer is not swapped; None for what is no candidate."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is compiled by TorchScript" if module.original_name in {cls.__name__ for cls in _TWINS} else None
-    if not isinstance(module, (RNNBase, RNNCellBase)) or type(module) in twins.values():
-        return None
-    if isinstance(module, (torch.nn.GRU, torch.nn.GRUCell)):
-        return "there is no kernel for GRU"
+def _why_not(module: torch.nn.Module) -> str | None:
+    """Why a layer that has a twin cannot be swapped; None: it can."""
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "it is parametrized; swap it before parametrizing"
-    return f"{type(module).__qualname__} is a subclass whose forward may differ"
+    if type(module) not in _TWINS and type(module) not in _TWINS.values():
+        return f"{type(module).__qualname__} is a subclass whose forward may differ"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    return None
+
+
+def _why_no_twin(module: torch.nn.Module) -> str | None:
+    """Why a recurrent layer has no twin; None: it is none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript" if module.original_name in _NAMES else None
+    if isinstance(module, (torch.nn.GRU, torch.nn.GRUCell)):
+        return "there is no kernel for GRU"
+    if type(module).__module__.startswith("torch.ao.nn.") and type(module).__name__ in _NAMES:
+        return "it is quantized"
+    return None

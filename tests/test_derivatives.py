@@ -107,9 +107,9 @@ def test_jacobians(case: Case) -> None:
         def one(value: torch.Tensor, function: Callable, i: int = i) -> torch.Tensor:
             return function(*values[:i], value, *values[i + 1 :])[0]
 
-        want = torch.autograd.functional.jacobian(lambda v: one(v, torch_op(case)), values[i])  # noqa: B023
-        torch.testing.assert_close(jacrev(lambda v: one(v, op))(values[i]), want)  # noqa: B023
-        torch.testing.assert_close(jacfwd(lambda v: one(v, op))(values[i]), want)  # noqa: B023
+        want = torch.autograd.functional.jacobian(lambda v: one(v, torch_op(case)), values[i])
+        torch.testing.assert_close(jacrev(lambda v: one(v, op))(values[i]), want)
+        torch.testing.assert_close(jacfwd(lambda v: one(v, op))(values[i]), want)
 
 
 def test_hessian() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from cases import CASES, GRADCHECK_CASES, Case, error, make_inputs, run_reference, run_torch, scale
 
 from rnnfast import reference
