@@ -63,8 +63,14 @@ template <class T>
 Adjoint<T> adjoint_at(const Shape& s, const Addresses& a, const Addresses& parameters, int64_t groups) {
     expect(a, 6);
     if (groups < 1 || (s.B && s.B % groups)) throw std::invalid_argument("groups must divide the batch");
-    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]),           at<T>(a[3]),
-            at<T>(a[4]),       at<T>(a[5]),       unflatten<T*>(s, parameters), groups};
+    return {at<const T>(a[0]),
+            at<const T>(a[1]),
+            at<const T>(a[2]),
+            at<T>(a[3]),
+            at<T>(a[4]),
+            at<T>(a[5]),
+            unflatten<T*>(s, parameters),
+            groups};
 }
 
 // Tangents: of x, h0, c0 in, of y, h_n, c_n out; of the parameters in.

@@ -113,54 +113,39 @@ def _weight_shapes(stack: Stack, I: int, H: int, P: int) -> list[tuple[int, ...]
     return shapes
 
 
-def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
-    if tensor is None:
-        return
-    if tensor.shape != shape:
-        raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if tensor.dtype is not like.dtype:
-        raise RuntimeError(f"{name}: expected dtype {like.dtype} like the input, got {tensor.dtype}")
-    if tensor.device != like.device:
-        raise RuntimeError(f"{name}: expected device {like.device} like the input, got {tensor.device}")
-
-
-def _expect_inputs(what: str, stack: Stack, s: _Sizes, inputs: Inputs, like: Tensor) -> None:
-    shapes = _weight_shapes(stack, s.I, s.H, s.P)
-    if len(inputs.weights) != len(shapes):
-        raise RuntimeError(f"{what}weights: expected {len(shapes)} tensors, got {len(inputs.weights)}")
-    for i, (weight, shape) in enumerate(zip(inputs.weights, shapes, strict=True)):
-        _expect(f"{what}weights[{i}]", weight, shape, like)
-    _expect(f"{what}x", inputs.x, like.shape, like)
-    _expect(f"{what}h0", inputs.h0, (stack.L * stack.D, s.B, s.R), like)
-    _expect(f"{what}c0", inputs.c0, (stack.L * stack.D, s.B, s.H), like)
-
-
-def _expect_outputs(what: str, stack: Stack, s: _Sizes, outputs: Outputs, like: Tensor) -> None:
-    _expect(f"{what}y", outputs.y, (*like.shape[:-1], stack.D * s.R), like)
-    _expect(f"{what}h_n", outputs.h_n, (stack.L * stack.D, s.B, s.R), like)
-    _expect(f"{what}c_n", outputs.c_n, (stack.L * stack.D, s.B, s.H), like)
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    """The same numbers, laid out as the kernels read them."""
+def _dense(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """The same numbers laid out as the kernels read them, after a check that they are what the kernels expect."""
     if tensor is None:
         return None
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype is not dtype:
+        raise RuntimeError(f"{name}: expected dtype {dtype} like the input, got {tensor.dtype}")
+    if not tensor.is_cpu:
+        raise RuntimeError(f"{name}: expected device cpu like the input, got {tensor.device}")
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
-
-
-def _dense_inputs(inputs: Inputs) -> Inputs:
-    return Inputs(_dense(inputs.x), _dense(inputs.h0), _dense(inputs.c0), [_dense(w) for w in inputs.weights])
-
-
-def _dense_outputs(outputs: Outputs) -> Outputs:
-    return Outputs(_dense(outputs.y), _dense(outputs.h_n), _dense(outputs.c_n))
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    # numpy arrays may start between two numbers
+    return tensor.clone() if tensor.data_ptr() % dtype.itemsize else tensor
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+@lru_cache(maxsize=512)
+def _padded_shape(stack: Stack, s: _Sizes) -> _C.Shape:
+    return _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, 0)
+
+
+def _packed_shape(stack: Stack, s: _Sizes, batch_sizes: Tensor) -> _C.Shape:
+    """The shape keeps a pointer to batch_sizes; the caller keeps batch_sizes."""
+    shape = _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, batch_sizes.data_ptr())
+    if shape.rows != s.N:
+        raise RuntimeError(f"input: expected {shape.rows} rows, the sum of batch_sizes, got {s.N}")
+    return shape
 
 
 class _Call:
@@ -168,34 +153,58 @@ class _Call:
 
     def __init__(self, stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None) -> None:
         x = inputs.x
-        if x.dtype not in _SUFFIX or x.device.type != "cpu":
+        self.dtype = x.dtype
+        if self.dtype not in _SUFFIX or not x.is_cpu:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
         self.stack = stack
         self.sizes = s = _sizes(stack, inputs, batch_sizes)
-        _expect_inputs("", stack, s, inputs, x)
-        _expect("dropout_masks", dropout, (stack.L - 1, *x.shape[:-1], stack.D * s.R), x)
-        self.inputs, self.batch_sizes, self.dropout = _dense_inputs(inputs), _dense(batch_sizes), _dense(dropout)
-        sizes_address = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
-        self.shape = _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, sizes_address)
-        if self.shape.rows != s.N:
-            raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
+        self.rows = x.shape[:-1]
+        self.inputs = self.dense_inputs("", inputs)
+        self.dropout = _dense("dropout_masks", dropout, (stack.L - 1, *self.rows, stack.D * s.R), self.dtype)
+        if batch_sizes is None:
+            self.shape = _padded_shape(stack, s)
+        else:
+            self.batch_sizes = _dense("batch_sizes", batch_sizes, (s.T,), torch.int64)
+            self.shape = _packed_shape(stack, s, self.batch_sizes)
 
     @classmethod
     def of(cls, past: Past) -> _Call:
         return cls(past.stack, past.inputs, past.batch_sizes, past.dropout)
 
+    def dense_inputs(self, what: str, inputs: Inputs) -> Inputs:
+        stack, s, dtype = self.stack, self.sizes, self.dtype
+        shapes = _weight_shapes(stack, s.I, s.H, s.P)
+        if len(inputs.weights) != len(shapes):
+            raise RuntimeError(f"{what}weights: expected {len(shapes)} tensors, got {len(inputs.weights)}")
+        return Inputs(
+            _dense(f"{what}x", inputs.x, (*self.rows, s.I), dtype),
+            _dense(f"{what}h0", inputs.h0, (stack.L * stack.D, s.B, s.R), dtype),
+            _dense(f"{what}c0", inputs.c0, (stack.L * stack.D, s.B, s.H), dtype),
+            [
+                _dense(f"{what}weight", weight, shape, dtype)
+                for weight, shape in zip(inputs.weights, shapes, strict=True)
+            ],
+        )
+
+    def dense_outputs(self, what: str, outputs: Outputs) -> Outputs:
+        LD, s, dtype = self.stack.L * self.stack.D, self.sizes, self.dtype
+        return Outputs(
+            _dense(f"{what}y", outputs.y, (*self.rows, self.stack.D * s.R), dtype),
+            _dense(f"{what}h_n", outputs.h_n, (LD, s.B, s.R), dtype),
+            _dense(f"{what}c_n", outputs.c_n, (LD, s.B, s.H), dtype),
+        )
+
     def start(self) -> tuple[_C.Shape, int, list[int]]:
         return self.shape, torch.get_num_threads(), _addresses(*self.inputs.weights)
-
-    def empty_outputs(self) -> Outputs:
-        stack, s, x = self.stack, self.sizes, self.inputs.x
-        y = x.new_empty((*x.shape[:-1], stack.D * s.R))
-        h_n = x.new_empty((stack.L * stack.D, s.B, s.R))
-        return Outputs(y, h_n, x.new_empty((stack.L * stack.D, s.B, s.H)) if stack.lstm else None)
 
     def past(self, past: Past) -> list[int]:
         x, h0, c0, _ = self.inputs
         return _addresses(x, h0, c0, self.dropout, past.y, past.reserve)
+
+    def empty_outputs(self) -> Outputs:
+        LD, s, new_empty = self.stack.L * self.stack.D, self.sizes, self.inputs.x.new_empty
+        y, h_n = new_empty((*self.rows, self.stack.D * s.R)), new_empty((LD, s.B, s.R))
+        return Outputs(y, h_n, new_empty((LD, s.B, s.H)) if self.stack.lstm else None)
 
     def empty_gradients(self, wanted: list[bool], groups: int) -> Inputs:
         """Room for the gradients: of the weights with a leading dimension `groups` if there are several."""
@@ -209,14 +218,6 @@ class _Call:
             for w, want in zip(self.inputs.weights, wanted[3:], strict=True)
         ]
         return Inputs(x, h0, c0, weights)
-
-    def dense_outputs(self, what: str, outputs: Outputs) -> Outputs:
-        _expect_outputs(what, self.stack, self.sizes, outputs, self.inputs.x)
-        return _dense_outputs(outputs)
-
-    def dense_tangents(self, what: str, inputs: Inputs) -> Inputs:
-        _expect_inputs(what, self.stack, self.sizes, inputs, self.inputs.x)
-        return _dense_inputs(inputs)
 
 
 @lru_cache(maxsize=512)
@@ -256,7 +257,7 @@ def backward(past: Past, cotangents: Outputs, wanted: list[bool], groups: int = 
 def tangent(past: Past, tangents: Inputs) -> Outputs:
     """The derivative of the outputs along `tangents`."""
     call = _Call.of(past)
-    v = call.dense_tangents("tangent of ", tangents)
+    v = call.dense_inputs("tangent of ", tangents)
     outputs = call.empty_outputs()
     _TANGENT[past.y.dtype](*call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights))
     return outputs
@@ -277,7 +278,7 @@ def second(
         The tangent outputs, the gradients of S with respect to the tangents, and with respect to the inputs.
     """
     call = _Call.of(past)
-    v = call.dense_tangents("tangent of ", tangents)
+    v = call.dense_inputs("tangent of ", tangents)
     first, plain = call.dense_outputs("gradient of ", first), call.dense_outputs("gradient of ", plain)
     outputs = call.empty_outputs()
     to_first, to_plain = call.empty_gradients(wanted_first, groups), call.empty_gradients(wanted_plain, groups)

@@ -103,7 +103,7 @@ class _Layer(RNNBase):
         x, batch_sizes, order, back = input if packed else (input, None, None, None)
         weights = _weights(self, self._flat_weights_names)
         if not self._fits(x, batch_sizes, hx, weights[0]):
-            return self._torch_layer.forward(self, input, hx)
+            return self._forward_by_torch(input, hx)
         h0, c0 = (None, None) if hx is None else hx if self.mode == "LSTM" else (hx, None)
         single = not packed and x.dim() == 2
         if single:
@@ -153,6 +153,19 @@ class _Layer(RNNBase):
         if self.mode != "LSTM":
             return _state_fits(hx, shape, x)
         return _is_pair(hx) and _state_fits(hx[0], shape, x) and _state_fits(hx[1], (LD, *batch, self.hidden_size), x)
+
+    def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+        """What has no kernel, and what has no answer: torch computes the one and says what is wrong with the other."""
+        several = isinstance(hx, (tuple, list)) and len(hx) > 1
+        if self.mode == "LSTM" and isinstance(input, PackedSequence) and several:
+            # There torch.nn.LSTM forgets to check, and reads beyond states of too few or too many layers.
+            x, batch_sizes, order, _ = input
+            states = self.permute_hidden(hx, order)
+            sizes = self.get_expected_hidden_size(x, batch_sizes), self.get_expected_cell_size(x, batch_sizes)
+            for i, size in enumerate(sizes):
+                if isinstance(states[i], Tensor) and states[i].dim() > 2:
+                    self.check_hidden_size(states[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
+        return self._torch_layer.forward(self, input, hx)
 
     def _dropout_masks(self, x: Tensor) -> Tensor | None:
         """(L-1,T,B,D*R) or (L-1,N,D*R), drawn as torch draws them: the same seed drops the same units."""

@@ -233,8 +233,13 @@ void BackwardRun<T>::lstm_step(const Share& my, int64_t l, int64_t d, int64_t t,
         at.dc_first[n] = first.dc_all_row(l, d, row);
         at.dh_first[n] = first.dh_row(l, d, row, b);
     }
-    const LstmStepBackward<T> step{product,     at.gates.get(), at.c.get(),  at.c_prev.get(),
-                                   at.dc.get(), at.dz.get(),    keep ? at.dc_all.get() : nullptr};
+    const LstmStepBackward<T> step{product,
+                                   at.gates.get(),
+                                   at.c.get(),
+                                   at.c_prev.get(),
+                                   at.dc.get(),
+                                   at.dz.get(),
+                                   keep ? at.dc_all.get() : nullptr};
     if (linear)
         kernel.lstm_step_second({step, at.z_dot.get(), at.c_dot.get(), at.c_dot_prev.get(), at.dz_first.get(),
                                  at.dc_first.get(), at.dh_first.get()});
@@ -279,8 +284,8 @@ void BackwardRun<T>::initial_state_gradient(const Share& my, int64_t l, int64_t 
             at.a[n] = term.from.dz_row(l, d, sequence.row(way.start(b)) + b);
             at.init[n] = at.dh[n] = adjoint.h0 + (i * s.B + b) * R;
         }
-        kernel.product({n, GH, at.a.get(), 1, outputs, panels.begin, panels.end,
-                        term.h.get() + d * outputs.packed(GH), &term == &terms[0] ? nullptr : at.init.get(), at.dh.get()});
+        kernel.product({n, GH, at.a.get(), 1, outputs, panels.begin, panels.end, term.h.get() + d * outputs.packed(GH),
+                        &term == &terms[0] ? nullptr : at.init.get(), at.dh.get()});
     }
 }
 
@@ -309,7 +314,8 @@ void BackwardRun<T>::input_gradient(int64_t l, int thread) {
             for (int64_t d = 0; d < s.D; ++d) {
                 if (!term.parameters[this->sweep(l, d)].w_ih) continue;
                 for (int64_t r = 0; r < n; ++r) at.a[r] = term.from.dz_row(l, d, row0 + r);
-                kernel.product({n, GH, at.a.get(), 1, x, 0, x.panels, term.x.get() + d * x.packed(GH), init, at.dh.get()});
+                kernel.product(
+                    {n, GH, at.a.get(), 1, x, 0, x.panels, term.x.get() + d * x.packed(GH), init, at.dh.get()});
                 init = at.init.get();
             }
         if (l && past.dropout) multiply_columns(dx, dx, past.dropout + (l - 1) * N * I, {row0 * I, (row0 + n) * I});

@@ -37,15 +37,32 @@ private:
     struct Term {
         Trace<T> trace;
         const std::vector<Parameters<const T*>>& parameters;
-        const BackwardRun& from;           // whose dz and dr
-        Buffer<T> x, h, hr;                // (D, ...) packed W_ih (G*H,I), W_hh (G*H,R), W_hr (P,H)
-        Buffer<T> dropped;                 // (N,D*R), input of the layer at hand after dropout
+        const BackwardRun& from;  // whose dz and dr
+        Buffer<T> x, h, hr;       // (D, ...) packed W_ih (G*H,I), W_hh (G*H,R), W_hr (P,H)
+        Buffer<T> dropped;        // (N,D*R), input of the layer at hand after dropout
     };
     // Of one thread: row pointers, and a block of rows for the weight gradients.
     struct Scratch {
         Scratch(int64_t n, int64_t left_size, int64_t right_size)
-            : a(n), init(n), gates(n), c(n), c_prev(n), h(n), z_dot(n), c_dot(n), c_dot_prev(n), dz_first(n), dc_first(n),
-              dh_first(n), dh(n), dc(n), dz(n), dc_all(n), block(n), left(left_size), right(right_size) {}
+            : a(n),
+              init(n),
+              gates(n),
+              c(n),
+              c_prev(n),
+              h(n),
+              z_dot(n),
+              c_dot(n),
+              c_dot_prev(n),
+              dz_first(n),
+              dc_first(n),
+              dh_first(n),
+              dh(n),
+              dc(n),
+              dz(n),
+              dc_all(n),
+              block(n),
+              left(left_size),
+              right(right_size) {}
         Buffer<const T*> a, init, gates, c, c_prev, h, z_dot, c_dot, c_dot_prev, dz_first, dc_first, dh_first;
         Buffer<T*> dh, dc, dz, dc_all;
         struct Row {
@@ -69,7 +86,8 @@ private:
     void input_gradient(int64_t l, int thread);
     void weight_gradients(int64_t l, int64_t d, int64_t group, int thread);
     void add_block(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread, bool first);
-    void add_outer(Scratch& at, const Range& rows, int64_t n, const T* left, int64_t stride, int64_t width, bool first, T* w);
+    void add_outer(Scratch& at, const Range& rows, int64_t n, const T* left, int64_t stride, int64_t width, bool first,
+                   T* w);
 
     bool wants_input(int64_t l) const { return l > 0 || adjoint.x; }
     const T* input(const Term& term, int64_t l) const {  // (N,I of the layer) or nullptr
@@ -84,7 +102,9 @@ private:
     T* dh_row(int64_t l, int64_t d, int64_t row, int64_t b) const {
         return dh.get() + (keep ? this->sweep(l, d) * N + row : d * s.B + b) * s.H;
     }
-    T* dc_all_row(int64_t l, int64_t d, int64_t row) const { return dc_all.get() + (this->sweep(l, d) * N + row) * s.H; }
+    T* dc_all_row(int64_t l, int64_t d, int64_t row) const {
+        return dc_all.get() + (this->sweep(l, d) * N + row) * s.H;
+    }
     const T* c_previous(const Trace<T>& trace, const Direction& way, int64_t l, int64_t d, int64_t t, int64_t b) const {
         const T* cells = trace.cells + this->sweep(l, d) * N * s.H;
         return this->previous(way, t, b, cells, s.H, this->state(trace.c0, l, d, b, s.H));
@@ -100,13 +120,13 @@ private:
     const Columns units, outputs;  // of W_hr or the cell (H); of h (R)
     const int64_t GH, dz_stride;
     std::vector<Term> terms;
-    Buffer<T> dz;           // (D,N,G*H), rows dz_stride apart; kept: (L,D,N,G*H), and so on
-    Buffer<T> dr;           // (D,N,P), projected: dL/dh
-    Buffer<T> dh, dc;       // (D,B,H), of the step at hand; kept: dh (L,D,N,H)
-    Buffer<T> dc_all;       // kept: (L,D,N,H)
-    Buffer<T> d_hidden[2];  // (N,D*R), dL/d output of the lower layers, by turns
-    Buffer<T> bent;         // (N,D*R), second order: dL/d output with what the tangents add
-    Buffer<T> no_dz;        // (G*H) zeros
+    Buffer<T> dz;                  // (D,N,G*H), rows dz_stride apart; kept: (L,D,N,G*H), and so on
+    Buffer<T> dr;                  // (D,N,P), projected: dL/dh
+    Buffer<T> dh, dc;              // (D,B,H), of the step at hand; kept: dh (L,D,N,H)
+    Buffer<T> dc_all;              // kept: (L,D,N,H)
+    Buffer<T> d_hidden[2];         // (N,D*R), dL/d output of the lower layers, by turns
+    Buffer<T> bent;                // (N,D*R), second order: dL/d output with what the tangents add
+    Buffer<T> no_dz;               // (G*H) zeros
     std::vector<Scratch> scratch;  // [threads]
 };
 

@@ -19,7 +19,8 @@ constexpr std::size_t huge_page = std::size_t(1) << 21;
 inline void prefer_huge_pages(void* start, std::size_t bytes) {
 #ifdef __linux__
     const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(start);
-    const std::uintptr_t begin = (at + huge_page - 1) / huge_page * huge_page, end = (at + bytes) / huge_page * huge_page;
+    const std::uintptr_t begin = (at + huge_page - 1) / huge_page * huge_page,
+                         end = (at + bytes) / huge_page * huge_page;
     if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
     (void)start, (void)bytes;

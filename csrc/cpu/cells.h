@@ -110,8 +110,8 @@ void lstm_step_tangent(const LstmStepTangent<T>& s) {
                 const Vec<T> g_dot = (T(1) - g * g) * load(z_dot + 2 * H, n);
                 const Vec<T> o_dot = o * (T(1) - o) * load(z_dot + 3 * H, n);
                 const Vec<T> tanh_c = tanh<T>(load(s.c[r] + j, n));
-                const Vec<T> c_dot = f_dot * load(s.c_prev[r] + j, n) + f * load(s.c_dot_prev[r] + j, n) +
-                                     i_dot * g + i * g_dot;
+                const Vec<T> c_dot =
+                    f_dot * load(s.c_prev[r] + j, n) + f * load(s.c_dot_prev[r] + j, n) + i_dot * g + i * g_dot;
                 store(s.c_dot[r] + j, c_dot, n);
                 store(s.h_dot[r] + j, o_dot * tanh_c + o * (T(1) - tanh_c * tanh_c) * c_dot, n);
             }

@@ -9,6 +9,9 @@ namespace {
 // Rows of x that go through W_ih together, so that its panels serve many rows also when the batch is small.
 constexpr int64_t chunk_rows = 96;
 
+// Up to here (a streaming step, say) the weights are read where they lie: to pack them would take longer.
+constexpr int64_t direct_rows = 8;
+
 template <class T>
 class ForwardRun : Run<T> {
     using Run<T>::s, Run<T>::R, Run<T>::G, Run<T>::N, Run<T>::sequence, Run<T>::kernel, Run<T>::plan, Run<T>::zeros,
@@ -22,13 +25,15 @@ public:
           gates(s.cell == Cell::lstm ? Columns::of_gates(s.H, kernel.lanes)
                                      : Columns::of_matrix(s.H, kernel.lanes, plan.splits)),
           projected(Columns::of_matrix(s.P, kernel.lanes, plan.splits)),
-          chunk_steps(std::max<int64_t>(1, std::min(s.T, chunk_rows / this->group_size()))) {
+          direct(N <= direct_rows),
+          chunk_steps(direct ? 1 : std::max<int64_t>(1, std::min(s.T, chunk_rows / this->group_size()))) {
         const int64_t rows_of_chunk = chunk_steps * this->group_size();
         const bool inference = !call.reserve;
         for (int64_t l = 0; l < s.L; ++l)
             for (int64_t d = 0; d < s.D; ++d)
-                weights.push_back({Buffer<T>(gates.packed(s.input(l))), Buffer<T>(gates.packed(R)),
-                                   Buffer<T>(s.P ? projected.packed(s.H) : 0), Buffer<T>(G * s.H)});
+                weights.push_back({Buffer<T>(direct ? 0 : gates.packed(s.input(l))),
+                                   Buffer<T>(direct ? 0 : gates.packed(R)),
+                                   Buffer<T>(direct || !s.P ? 0 : projected.packed(s.H)), Buffer<T>(G * s.H)});
         if (inference && s.cell == Cell::lstm)
             for (int g = 0; g < plan.directions * plan.row_groups; ++g)
                 z_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
@@ -73,10 +78,11 @@ private:
             const Parameters<const T*>& p = call.parameters[i];
             const Weights& to = weights[i];
             const int64_t I = s.input(i / s.D);
+            for (int64_t j = units.begin; j < units.end; ++j) to.bias[j] = s.bias ? p.b_ih[j] + p.b_hh[j] : T(0);
+            if (direct) continue;
             kernel.pack_transposed(gates, I, p.w_ih, I, z.begin, z.end, to.x.get());
             kernel.pack_transposed(gates, R, p.w_hh, R, z.begin, z.end, to.h.get());
             if (s.P) kernel.pack_transposed(projected, s.H, p.w_hr, s.H, r.begin, r.end, to.hr.get());
-            for (int64_t j = units.begin; j < units.end; ++j) to.bias[j] = s.bias ? p.b_ih[j] + p.b_hh[j] : T(0);
         }
     }
 
@@ -124,7 +130,9 @@ private:
                 to.z[n] = z_row(my, l, d, row, n);
             }
         }
-        kernel.product({n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
+        if (!direct)
+            kernel.product(
+                {n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
     }
 
     // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
@@ -138,9 +146,23 @@ private:
         return this->previous(way, t, b, output(l) + d * R, s.D * R, this->state(call.h0, l, d, b, R));
     }
 
-    Product<T> recurrence(const Weights& w, Rows& to, int64_t n, int64_t first, const Range& panels) const {
+    // The product of a step: z += W_hh h_{t-1}. Direct: all of z is ready by then, and the product empty.
+    Product<T> recurrence(int64_t l, int64_t d, Rows& to, int64_t n, int64_t first, const Range& panels) const {
+        const int64_t i = this->sweep(l, d);
         T** z = to.z.get() + first;
-        return {n, R, to.h_prev.get(), 1, gates, panels.begin, panels.end, w.h.get(), z, z};
+        if (direct) {
+            const Parameters<const T*>& p = call.parameters[i];
+            kernel.direct_product({n,
+                                   {s.input(l), R},
+                                   {to.x.get() + first, to.h_prev.get()},
+                                   {p.w_ih, p.w_hh},
+                                   gates,
+                                   panels.begin,
+                                   panels.end,
+                                   to.bias.get(),
+                                   z});
+        }
+        return {n, direct ? 0 : R, to.h_prev.get(), 1, gates, panels.begin, panels.end, weights[i].h.get(), z, z};
     }
 
     int64_t elman_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first, const Range& panels) {
@@ -150,7 +172,7 @@ private:
         Rows& to = rows[my.thread];
         int64_t n = 0;
         for (int64_t b = batch.begin; b < batch.end; ++b, ++n) to.h_prev[n] = h_previous(way, l, d, t, b);
-        kernel.elman_step({recurrence(weights[this->sweep(l, d)], to, n, first, panels), s.cell == Cell::relu});
+        kernel.elman_step({recurrence(l, d, to, n, first, panels), s.cell == Cell::relu});
         return n;
     }
 
@@ -175,15 +197,30 @@ private:
                       : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
                                      : m_step.get() + (d * s.B + b) * s.H;
         }
-        const Weights& w = weights[i];
         kernel.lstm_step(
-            {recurrence(w, to, n, first, panels), call.reserve != nullptr, to.c_prev.get(), to.c.get(), to.h.get()});
-        if (s.P) {
-            group_barriers[my.group].wait();
-            const Range r = this->my_panels(my, projected);
-            kernel.product({n, s.H, to.h.get(), 1, projected, r.begin, r.end, w.hr.get(), nullptr, to.y.get()});
-        }
+            {recurrence(l, d, to, n, first, panels), call.reserve != nullptr, to.c_prev.get(), to.c.get(), to.h.get()});
+        if (s.P) project_output(my, i, n);
         return n;
+    }
+
+    // y = W_hr h, of all parts of the units.
+    void project_output(const Share& my, int64_t i, int64_t n) {
+        group_barriers[my.group].wait();
+        Rows& to = rows[my.thread];
+        const Range r = this->my_panels(my, projected);
+        if (direct)
+            kernel.direct_product({n,
+                                   {s.H, 0},
+                                   {to.h.get(), nullptr},
+                                   {call.parameters[i].w_hr, nullptr},
+                                   projected,
+                                   r.begin,
+                                   r.end,
+                                   nullptr,
+                                   to.y.get()});
+        else
+            kernel.product(
+                {n, s.H, to.h.get(), 1, projected, r.begin, r.end, weights[i].hr.get(), nullptr, to.y.get()});
     }
 
     // Inference carries the cells in c_n.
@@ -210,6 +247,7 @@ private:
     const Forward<T>& call;
     const Reserve reserve;
     const Columns gates, projected;
+    const bool direct;
     const int64_t chunk_steps;
     std::vector<Weights> weights;    // [L*D]
     std::vector<Buffer<T>> z_chunk;  // [groups], inference: rows (G,H) of one chunk

@@ -51,6 +51,20 @@ struct Product {
     T* const* c;
 };
 
+// The same sum over two matrices that lie as they are, not packed: c[r][j] = init[r][j] + sum over both i of
+// sum_k a[i][r][k] * w[i][j * K[i] + k]. For so few rows that packing would cost more than it saves.
+template <class T>
+struct DirectProduct {
+    int64_t rows;
+    int64_t K[2];  // 0: only the other one
+    const T* const* a[2];
+    const T* w[2];
+    Columns columns;
+    int64_t panel0, panel1;
+    const T* const* init;  // nullptr: zeros
+    T* const* c;
+};
+
 // z = product, then the cell: c = f*c_prev + i*g, h = o*tanh(c).
 template <class T>
 struct LstmStep {
@@ -101,9 +115,9 @@ struct LstmStepTangent {
 
 template <class T>
 struct ElmanStepTangent {
-    Product<T> product;     // into z_dot rows (H)
-    const T* const* h;      // rows (H)
-    T* const* h_dot;        // rows (H)
+    Product<T> product;  // into z_dot rows (H)
+    const T* const* h;   // rows (H)
+    T* const* h_dot;     // rows (H)
     bool relu;
 };
 
@@ -138,6 +152,7 @@ struct Kernels {
     // packed(k, j) = rows[k][j]
     void (*pack_rows)(const Columns&, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed);
     void (*product)(const Product<T>&);
+    void (*direct_product)(const DirectProduct<T>&);
     void (*lstm_step)(const LstmStep<T>&);
     void (*elman_step)(const ElmanStep<T>&);
     void (*lstm_step_backward)(const LstmStepBackward<T>&);

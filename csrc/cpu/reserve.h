@@ -40,8 +40,7 @@ struct Trace {
     const T* m;       // (L,D,N,H), projected: o * tanh(c)
     const T* hidden;  // (L-1,N,D*R)
 
-    Trace(const Past<T>& past, const Reserve& at)
-        : Trace(past.x, past.h0, past.c0, past.y, past.reserve, at) {}
+    Trace(const Past<T>& past, const Reserve& at) : Trace(past.x, past.h0, past.c0, past.y, past.reserve, at) {}
     Trace(const Tangent<T>& dot, const T* kept, const Reserve& at) : Trace(dot.x, dot.h0, dot.c0, dot.y, kept, at) {}
 
     const T* output(const Shape& s, int64_t N, int64_t l) const {  // (N,D*R)
@@ -50,7 +49,14 @@ struct Trace {
 
 private:
     Trace(const T* x, const T* h0, const T* c0, const T* y, const T* kept, const Reserve& at)
-        : x(x), h0(h0), c0(c0), y(y), gates(kept + at.gates), cells(kept + at.cells), m(kept + at.m), hidden(kept + at.hidden) {}
+        : x(x),
+          h0(h0),
+          c0(c0),
+          y(y),
+          gates(kept + at.gates),
+          cells(kept + at.cells),
+          m(kept + at.m),
+          hidden(kept + at.hidden) {}
 };
 
 }  // namespace rnnfast

@@ -55,7 +55,18 @@ private:
     };
     struct Rows {
         explicit Rows(int64_t n)
-            : a(n), bias(n), gates(n), h(n), c(n), c_prev(n), c_dot_prev(n), m(n), z_dot(n), c_dot(n), h_dot(n), y_dot(n) {}
+            : a(n),
+              bias(n),
+              gates(n),
+              h(n),
+              c(n),
+              c_prev(n),
+              c_dot_prev(n),
+              m(n),
+              z_dot(n),
+              c_dot(n),
+              h_dot(n),
+              y_dot(n) {}
         Buffer<const T*> a, bias, gates, h, c, c_prev, c_dot_prev, m;
         Buffer<T*> z_dot, c_dot, h_dot, y_dot;
     };
@@ -141,7 +152,8 @@ private:
                     to.z_dot[n] = kept + at.gates + (this->sweep(l, d) * N + sequence.row(t) + b) * G * s.H;
                 }
             }
-            kernel.product({n, w ? K : 0, to.a.get(), 1, gates, panels.begin, panels.end, w.get(), init, to.z_dot.get()});
+            kernel.product(
+                {n, w ? K : 0, to.a.get(), 1, gates, panels.begin, panels.end, w.get(), init, to.z_dot.get()});
             init = to.z_dot.get();
         };
         const auto x_row = [&](int64_t t, int64_t b) { return input(l) + (sequence.row(t) + b) * I; };
@@ -179,7 +191,8 @@ private:
             if (s.P) to.m[n] = trace.m + (start + row) * s.H;
         }
         T** z_dot = to.z_dot.get() + first;
-        const Product<T> product{n, R, to.a.get(), 1, gates, panels.begin, panels.end, plain(l, d).h.get(), z_dot, z_dot};
+        const Product<T> product{n,     R,    to.a.get(), 1, gates, panels.begin, panels.end, plain(l, d).h.get(),
+                                 z_dot, z_dot};
         if (lstm)
             kernel.lstm_step_tangent({product, to.gates.get(), to.c.get(), to.c_prev.get(), to.c_dot_prev.get(),
                                       to.c_dot.get(), to.h_dot.get()});
@@ -194,8 +207,8 @@ private:
         group_barriers[my.group].wait();
         const Range r = this->my_panels(my, projected);
         Rows& to = rows[my.thread];
-        kernel.product({n, s.H, to.h_dot.get(), 1, projected, r.begin, r.end, plain(l, d).hr.get(), nullptr,
-                        to.y_dot.get()});
+        kernel.product(
+            {n, s.H, to.h_dot.get(), 1, projected, r.begin, r.end, plain(l, d).hr.get(), nullptr, to.y_dot.get()});
         if (moved(l, d).hr)
             kernel.product({n, s.H, to.m.get(), 1, projected, r.begin, r.end, moved(l, d).hr.get(), to.y_dot.get(),
                             to.y_dot.get()});
@@ -262,9 +275,8 @@ void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, cons
             const Adjoint<T>& plain, int threads) {
     const Buffer<T> kept = tangent_reserve<T>(shape);
     run_tangent(shape, past, dot, kept.get(), threads);
-    const auto first_run = run_with(threads, [&](int n) {
-        return std::make_unique<BackwardRun<T>>(shape, past, first, true, nullptr, n);
-    });
+    const auto first_run = run_with(
+        threads, [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, first, true, nullptr, n); });
     const Trace<T> trace(dot, kept.get(), Reserve::of_tangents(shape, shape.rows()));
     const typename BackwardRun<T>::Linear linear{trace, dot.parameters, *first_run};
     run_with(threads, [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, plain, false, &linear, n); });

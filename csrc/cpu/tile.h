@@ -142,6 +142,44 @@ void product(const Product<T>& p) {
     run_product(p, [](int64_t, int64_t, const Panel&) {});
 }
 
+// Columns [j, j + count) of one row of a direct product.
+template <class T>
+inline void direct_columns(const DirectProduct<T>& p, int64_t r, int64_t j, int count) {
+    constexpr int V = lanes_of<T>, most = 4;
+    for (int first = 0; first < count; first += most) {
+        const int n = count - first < most ? count - first : most;
+        Vec<T> partial[most] = {};
+        for (int i = 0; i < 2; ++i) {
+            const int64_t K = p.K[i];
+            if (!K) continue;
+            const T *a = p.a[i][r], *w[most];
+            // A ragged end computes its last column again in place of those that are not there.
+            for (int v = 0; v < most; ++v) w[v] = p.w[i] + (j + first + (v < n ? v : n - 1)) * K;
+            int64_t k = 0;
+            for (; k + V <= K; k += V)
+#pragma GCC unroll 4
+                for (int v = 0; v < most; ++v) partial[v] += load(a + k) * load(w[v] + k);
+            if (k < K)
+#pragma GCC unroll 4
+                for (int v = 0; v < most; ++v) partial[v] += load(a + k, int(K - k)) * load(w[v] + k, int(K - k));
+        }
+        for (int v = 0; v < n; ++v) {
+            const int64_t column = j + first + v;
+            p.c[r][column] = (p.init ? p.init[r][column] : T(0)) + sum<T>(partial[v]);
+        }
+    }
+}
+
+template <class T>
+void direct_product(const DirectProduct<T>& p) {
+    for (int64_t q = p.panel0; q < p.panel1; ++q) {
+        const Panel panel(p.columns, q);
+        for (int v = 0; v < panel.vectors; ++v)
+            for (int64_t r = 0; r < p.rows; ++r)
+                direct_columns(p, r, panel.column + v * panel.stride, panel.lanes(p.columns, v));
+    }
+}
+
 template <class T>
 void pack_transposed(const Columns& columns, int64_t K, const T* w, ptrdiff_t stride, int64_t panel0, int64_t panel1,
                      T* packed) {

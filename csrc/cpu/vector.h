@@ -64,6 +64,17 @@ inline Vec<T> splat(T s) {
     return s - Vec<T>{};  // minus: exact for -0, too
 }
 
+// The sum of all lanes.
+template <class T>
+inline T sum(Vec<T> v) {
+    T lane[lanes_of<T>];
+    store(lane, v);
+#pragma GCC unroll 8
+    for (int width = lanes_of<T> / 2; width; width /= 2)
+        for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
+    return lane[0];
+}
+
 // Holds a loaded value in a register. Without it GCC folds the load into each multiply-add that uses the value, and
 // the loop of the tile product then waits for the load ports (a third of the speed on Zen 3).
 template <class V>

@@ -34,6 +34,8 @@ const Case cases[] = {
     {"packed", Cell::lstm, 6, 5, 3, 18, 0, 2, 2, true, true, true, {5, 5, 3, 3, 1, 1}},
     {"packed projected", Cell::lstm, 4, 6, 3, 34, 17, 2, 2, false, false, false, {6, 4, 4, 2}},
     {"packed elman", Cell::tanh, 5, 9, 8, 16, 0, 2, 2, true, true, false, {9, 7, 7, 2, 1}},
+    {"few rows", Cell::lstm, 2, 2, 5, 21, 6, 2, 2, true, true, true, {}},
+    {"one step", Cell::tanh, 1, 3, 37, 70, 0, 2, 1, true, true, false, {}},
     {"wide", Cell::tanh, 4, 6, 100, 130, 0, 2, 2, true, true, false, {}},
     {"long blocks", Cell::lstm, 40, 9, 300, 12, 0, 1, 1, true, false, false, {}},
 };
@@ -93,7 +95,7 @@ struct Arrays {
     // Treats `v` as a direction: its inputs are tangents, its outputs become the tangent outputs.
     void second(const Shape& s, int threads, Arrays& v, Arrays& first, Arrays& plain) {
         const Tangent<T> dot{v.x.data(), optional(v.h0), optional(v.c0), parameters<const T*>(s, v.weights),
-                             v.y.data(), v.h_n.data(), v.c_n.data()};
+                             v.y.data(), v.h_n.data(),   v.c_n.data()};
         rnnfast::second<T>(s, past(s), dot, first.adjoint(s, 1), plain.adjoint(s, 1), threads);
     }
     Past<T> past(const Shape& s) {
@@ -101,8 +103,14 @@ struct Arrays {
                 optional(dropout), y.data(),     reserve_or_y()};
     }
     Adjoint<T> adjoint(const Shape& s, int64_t groups) {
-        return {dy.data(),     dh_n.data(),   optional(dc_n),               dx.data(),
-                optional(dh0), optional(dc0), parameters<T*>(s, gradients), groups};
+        return {dy.data(),
+                dh_n.data(),
+                optional(dc_n),
+                dx.data(),
+                optional(dh0),
+                optional(dc0),
+                parameters<T*>(s, gradients),
+                groups};
     }
     double loss() const { return dot(y, dy) + dot(h_n, dh_n) + dot(c_n, dc_n); }
 
@@ -282,7 +290,8 @@ void check_second(const Case& which, int threads) {
     a.forward(s, threads, true);
     a.backward(s, threads);
     for (size_t i = 0; i < slopes.size(); ++i)  // first-order gradients of the tangents are those of `first`
-        expect(*first.input_gradients()[i] == *a.input_gradients()[i], "first equals backward", which.name, 8, threads, 0);
+        expect(*first.input_gradients()[i] == *a.input_gradients()[i], "first equals backward", which.name, 8, threads,
+               0);
     a.dy = plain.dy, a.dh_n = plain.dh_n, a.dc_n = plain.dc_n;
     a.backward(s, threads);
     double error = 0;
