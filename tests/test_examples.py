@@ -1,0 +1,115 @@
+"""Every example runs in a shortened form, learns, and writes its plot; torch and rnnfast train alike."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EPOCHS = {"sunspots": 3, "co2": 3, "oscillator": 2, "trajectory": 3, "lorenz": 2, "digits": 10}
+NUMBER = r"\d+\.\d+(?:e[-+]\d+)?"
+
+
+def run(name, folder, epochs):
+    """Runs one example in an empty folder -> (what it printed, its plot (height,width,4))."""
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--epochs", str(epochs), "--plot", "x.png"]
+    environment = os.environ | {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in folder.iterdir()] == ["x.png"]
+    return done.stdout, matplotlib.image.imread(folder / "x.png")
+
+
+def cells(text):
+    """The rows of the tables in `text`, a list of strings each."""
+    return [[cell.strip() for cell in line.strip("│ ").split("│")] for line in text.splitlines() if line[:1] == "│"]
+
+
+def row(text, name):
+    """The numbers in the row that starts with `name`."""
+    (found,) = [row for row in cells(text) if row[0] == name]
+    return [float(cell) for cell in found[1:] if re.fullmatch(NUMBER, cell)]
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+    """What each example prints; it runs when first asked for."""
+    kept = {}
+
+    def of(name):
+        if name not in kept:
+            text, image = run(name, tmp_path_factory.mktemp(name), EPOCHS[name])
+            assert image.shape[1] > 1000 and image[..., :3].std() > 0.02  # something is drawn
+            kept[name] = text
+        return kept[name]
+
+    return of
+
+
+def test_every_example_is_tested_and_listed():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert scripts == set(EPOCHS)
+    listed = re.findall(r"^\| `(\w+)\.py`", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(scripts)
+
+
+@pytest.mark.parametrize("name", sorted(set(EPOCHS) - {"sunspots"}))
+def test_loss_falls(printed, name):
+    first, last = map(float, re.search(f"training loss ({NUMBER}) .* ({NUMBER}) in the last", printed(name)).groups())
+    assert 0 < last < 0.95 * first
+
+
+def test_sunspots_loss_curves_agree(printed):
+    text = printed("sunspots")
+    (first, last) = [list(map(float, r[1:3])) for r in cells(text) if r[0] in ("1", str(EPOCHS["sunspots"]))]
+    assert first == pytest.approx([first[0]] * 2, rel=1e-4) and last == pytest.approx([last[0]] * 2, rel=1e-4)
+    assert last[0] < 0.95 * first[0]
+    assert float(re.search(f"the loss curves agree: largest relative difference ({NUMBER})", text)[1]) < 1e-4
+
+
+def test_sunspots_times_and_ratio(printed):
+    text = printed("sunspots")
+    theirs, ours = (
+        float(re.search(rf"{name} .* ({NUMBER}) ms an epoch", text)[1]) for name in ("torch.*", "rnnfast.*")
+    )
+    ratio = float(re.search(f"ratio of the medians, one thread: ({NUMBER})", text)[1])
+    assert ratio == pytest.approx(theirs / ours, rel=0.05)
+
+
+def test_co2_beats_no_change(printed):
+    ours, no_change = row(printed("co2"), "next week")
+    assert ours < no_change
+
+
+def test_oscillator_finds_the_frequency(printed):
+    spread, error, explained = row(printed("oscillator"), "frequency omega0")
+    assert error < 0.3 * spread
+    assert explained == pytest.approx(1 - (error / spread) ** 2, abs=0.01)
+
+
+def test_trajectory_follows_the_exact_one(printed):
+    position, error = row(printed("trajectory"), "1 to 50, as trained")
+    assert error < 0.3 * position
+
+
+def test_lorenz_outlives_the_held_observation(printed):
+    assert row(printed("lorenz"), "encoder-decoder")[0] > 4 * row(printed("lorenz"), "last observation, held")[0]
+
+
+def test_digits_need_rows(printed):
+    text = printed("digits")
+    assert "model.rnn is a rnnfast.RNN" in text
+    accuracy = [float(r[1]) for r in cells(text) if r[0] in map(str, range(2, 9))]
+    assert len(accuracy) == 7
+    assert accuracy[0] > 0.2 and max(accuracy) > 0.5 and max(accuracy[3:]) > accuracy[0]  # guessing gives 0.1
+
+
+def test_same_seed_gives_the_same_result(printed, tmp_path):
+    again, _ = run("digits", tmp_path, EPOCHS["digits"])
+    assert again == printed("digits")
