@@ -2,6 +2,7 @@
 
     grid.py        what is measured: shapes, passes, presets, and how many FLOPs each is
     contenders.py  who is measured: torch.nn, rnnfast, ONNX Runtime (onnx_model.py), all with the same weights
+    derivatives.py second derivatives, forward mode, vmap, torch.compile: the same, beside rnnfast's own plain pass
     timing.py      how: one process, contenders in turns, medians
     memory.py      peak memory of a training step, each in a process of its own
     run.py         a job from its check of results to its rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import time
@@ -16,16 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import bars, env, report
 from benchmarks.contenders import has_onnx
-from benchmarks.grid import CELLS, PRESETS, Job
+from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, Job
 from benchmarks.results import Row
 from benchmarks.run import run_job
 
 WIDTH = 130  # of tables that go to a file
+WITH_GOALS = ("derivatives", "full")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time rnnfast against torch.nn.")
-    parser.add_argument("--preset", choices=PRESETS, default="quick", help="tiny: seconds, quick: 3 min, full: 25 min")
+    presets = "tiny: seconds, quick: 3 min, derivatives (and torch.compile): 3 min, full: 28 min"
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every contender")
     parser.add_argument("--cells", default=",".join(CELLS), help="any of " + ",".join(CELLS))
@@ -44,6 +47,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.jobs = select(PRESETS[options.preset].jobs, options.cells.split(","), options.filter)
     if not options.jobs:
         parser.error("--cells and --filter leave nothing to measure")
+    if options.plot and all(job.kind in ("memory", *DERIVATIVES) for job in options.jobs):
+        parser.error("--plot: of memory, derivatives and torch.compile there is no plot, and nothing else is measured")
     return options
 
 
@@ -60,13 +65,13 @@ def select(jobs: Sequence[Job], cells: Sequence[str], pattern: re.Pattern[str]) 
 
 def run_jobs(jobs: Sequence[Job], seconds: float, device: str, threads: int, console: Console) -> list[Row]:
     """The rows of all jobs. Each job may take an equal share of the time that is left; small ones come first and pass
-    on what they do not need."""
+    on what they do not need, derivatives last."""
     done: dict[Job, list[Row]] = {}
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(jobs))
-        for job in sorted(jobs, key=lambda job: job.flops):
+        for job in sorted(jobs, key=lambda job: job.flops or math.inf):
             progress.update(task, description=job.label)
             left = seconds - (time.perf_counter() - start)
             done[job] = run_job(job, device, threads, left / (len(jobs) - len(done)))
@@ -92,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(options: argparse.Namespace, console: Console, machine: env.Env, rows: list[Row]) -> int:
     """Everything that was asked for; returns the exit status, 1 if some result was wrong."""
-    goals = bars.table(rows, machine) if (options.preset, options.device) == ("full", "cpu") else []
+    goals = bars.tables(rows, machine) if options.device == "cpu" and options.preset in WITH_GOALS else []
     content = report.tables(rows, machine) + goals
     report.print_tables(console, content)
     console.print(f"{report.caption(machine)}\n{report.NOTE}", markup=False)

@@ -1,4 +1,4 @@
-"""The project's goals on the CPU, and what a run of `--preset full` says about each."""
+"""The project's goals on the CPU, and what a run of `--preset full` or `derivatives` says about each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.env import Env
-from benchmarks.grid import GATES, Job
+from benchmarks.grid import BASE, GATES, Job
 from benchmarks.report import CELLS, Cell, Table, fma_share, seconds
 from benchmarks.results import Group, Row, geomean, group, ratios
 
@@ -22,14 +22,18 @@ class Bar:
 Measure = Callable[[Sequence[Group], Env], Iterable[Bar]]
 
 
-def table(rows: Sequence[Row], env: Env) -> list[Table]:
-    """One table, or none if the run has no row that a goal speaks of."""
+def tables(rows: Sequence[Row], env: Env) -> list[Table]:
+    """A table for each part of the goals, without those that the run has no row of."""
     groups = group(rows)
-    bars = [bar for measure in MEASURES for bar in measure(groups, env)]
+    parts = {title: [bar for measure in measures for bar in measure(groups, env)] for title, measures in GOALS.items()}
+    return [_table(title, bars) for title, bars in parts.items() if bars]
+
+
+def _table(title: str, bars: Sequence[Bar]) -> Table:
     lines: list[list[Cell]] = [
         [bar.work, bar.goal, bar.measured, {True: "yes", False: "no", None: ""}[bar.met]] for bar in bars
     ]
-    return [Table("Goals", ["work", "goal", "measured", "met"], lines, left=4)] if lines else []
+    return Table(title, ["work", "goal", "measured", "met"], lines, left=4)
 
 
 def is_plain(g: Group) -> bool:
@@ -149,4 +153,40 @@ def growth(groups: Sequence[Group], env: Env) -> Iterable[Bar]:
             yield Bar(f"{title}, H = {odd[0]['H']} to {odd[-1]['H']}", "no cliff", rates, None)
 
 
-MEASURES: tuple[Measure, ...] = (speed, peak_share, stream_share, packed, growth)
+# -------------------------------------------------------------------------------------------- derivatives
+
+
+def derivatives(groups: Sequence[Group], env: Env) -> list[Bar]:
+    base = [g for g in of_pass(groups, "per_sample") if (g["T"], g["B"], g["I"], g["H"]) == BASE]
+    forward = of_pass(groups, "jvp_input", "jvp_weights")
+    return [
+        *_slowest("double backward vs torch", of_pass(groups, "double_backward"), "torch", 4.0),
+        *_slowest("vmap(grad) vs torch", base, "torch", 20.0),
+        *_costliest("vmap(grad) / forward + backward", base, 2.0),
+        *_costliest("jvp / forward", forward, 2.0),
+        *_costliest("jvp of grad / forward + backward", of_pass(groups, "hessian_vector"), None),
+        *_slowest("compiled vs eager", of_pass(groups, "compiled_inference", "compiled_train"), "plain", 1.0),
+        *_compile_time(of_pass(groups, "compile")),
+    ]
+
+
+def _costliest(work: str, groups: Sequence[Group], goal: float | None) -> list[Bar]:
+    """The highest cost in units of the plain pass against a goal."""
+    found = [(g.cost, g) for g in groups if g.cost is not None]
+    if not found:
+        return []
+    highest, g = max(found, key=lambda pair: pair[0])
+    measured = f"highest {highest:.2f} ({CELLS[g['cell']]} {g['pass']} {g['shape']})"
+    return [Bar(work, "" if goal is None else f"≤ {goal}", measured, None if goal is None else highest <= goal)]
+
+
+def _compile_time(groups: Sequence[Group]) -> Iterable[Bar]:
+    times = [f"{seconds(g.ours['median_s'])} ({CELLS[g['cell']]} T {g['T']})" for g in groups if g.ours["median_s"]]
+    if times:
+        yield Bar("torch.compile and one run, as T grows", "seconds, constant", ", ".join(times), None)
+
+
+GOALS: dict[str, tuple[Measure, ...]] = {
+    "Goals": (speed, peak_share, stream_share, packed, growth),
+    "Goals, derivatives and torch.compile": (derivatives,),
+}

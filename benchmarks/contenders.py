@@ -78,12 +78,21 @@ def make_contenders(job: Job, device: str, threads: int) -> list[Contender]:
 
 
 def module_contender(name: str, job: Job, data: Data, device: str) -> Contender:
-    module = make_module(LIBRARIES[name], job.shape)
+    module = load_module(LIBRARIES[name], job.shape, data, device).train(job.trains)
+    return as_contender(name, module, job.kind, data)
+
+
+def load_module(library: ModuleType, shape: Shape, data: Data, device: str) -> torch.nn.Module:
+    module = make_module(library, shape)
     module.load_state_dict(data.weights)
-    module.to(device).train(job.trains)
-    if job.kind == "step":
+    return module.to(device)
+
+
+def as_contender(name: str, module: torch.nn.Module, kind: str, data: Data) -> Contender:
+    """A module that does a job of one kind."""
+    if kind == "step":
         return _stream(name, module, _rows(data.x))
-    if job.kind in ("train", "memory"):
+    if kind in ("train", "memory"):
         return _train(name, module, data)
     return Contender(name, lambda: module(data.x), lambda: _outputs(*module(data.x)))
 

@@ -59,7 +59,7 @@ class Job:
     """One row of a table: a pass over a shape.
 
     kind: "inference" (no_grad), "forward_train" (forward that records for the backward pass), "train" (forward and
-    backward), "step" (T=1, no_grad, the state carried on) or "memory" (peak of one training step).
+    backward), "step" (T=1, no_grad, the state carried on), "memory" (peak of one training step), or one of DERIVATIVES.
     name: the kind, or a name that starts with it, where a table of its own is due.
     """
 
@@ -73,10 +73,13 @@ class Job:
 
     @property
     def trains(self) -> bool:
-        return self.kind in ("forward_train", "train", "memory")
+        return self.kind not in ("inference", "step", "compiled_inference")
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> int | None:
+        """Of the matrix products; of derivatives they are not counted."""
+        if self.kind in DERIVATIVES:
+            return None
         return train_flops(self.shape) if self.kind in ("train", "memory") else forward_flops(self.shape)
 
 
@@ -113,6 +116,16 @@ class Preset:
 
 
 PASSES = ("inference", "forward_train", "train")
+DERIVATIVES = (
+    "jvp_input",  # a tangent of x
+    "jvp_weights",  # tangents of all weights
+    "hessian_vector",  # jvp of the gradient in the weights
+    "compiled_inference",
+    "compiled_train",
+    "compile",  # how long torch.compile takes
+    "double_backward",
+    "per_sample",  # each sample's gradient, by vmap
+)
 
 STUDENT = (20, 32, 64, 64, 2)  # (T,B,I,H,L) of a first forecasting script
 
@@ -146,6 +159,7 @@ FULL = (
 )
 BASE = (100, 32, 128, 128)  # (T,B,I,H) that the options vary
 MEMORY = ((100, 32, 256, 256, 1), (1000, 8, 128, 128, 1), (100, 64, 512, 512, 1), (100, 64, 256, 256, 2))
+COMPILED_T = (16, 512)
 LONGER = (100, 300, 1000, 3000, 10_000)
 WIDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ODD = (*range(60, 71), *range(120, 137))
@@ -178,6 +192,15 @@ def _full(cell: str) -> list[Job]:
         *_jobs((Shape(cell, 50, B, 128, 128) for B in WIDER), ["train"], "_over_B"),
         *_jobs((Shape(cell, 50, 32, H, H) for H in ODD), ["train"], "_odd_H"),
         *_jobs((Shape(cell, *s) for s in MEMORY), ["memory"]),
+        *_derivatives(cell),
+    ]
+
+
+def _derivatives(cell: str) -> list[Job]:
+    timed = [kind for kind in DERIVATIVES if kind != "compile"]
+    return [
+        *_jobs((Shape(cell, *BASE), Shape(cell, *STUDENT)), timed),
+        *_jobs((Shape(cell, T, *BASE[1:]) for T in COMPILED_T), ["compile"]),
     ]
 
 
@@ -193,5 +216,6 @@ CELLS = tuple(GATES)
 PRESETS = {
     "tiny": Preset(tuple(job for cell in CELLS for job in _tiny(cell)), seconds=2),
     "quick": Preset(tuple(job for cell in CELLS for job in _quick(cell)), seconds=130),
-    "full": Preset(tuple(job for cell in CELLS for job in _full(cell)), seconds=1300),
+    "derivatives": Preset(tuple(job for cell in CELLS for job in _derivatives(cell)), seconds=100),
+    "full": Preset(tuple(job for cell in CELLS for job in _full(cell)), seconds=1400),
 }

@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from benchmarks.env import Env
+from benchmarks.grid import DERIVATIVES
 from benchmarks.results import Group, Row, geomean, group, ratios
 
 TITLES = {
@@ -23,8 +24,16 @@ TITLES = {
     "train_over_B": "Forward and backward, growth with B",
     "train_odd_H": "Forward and backward, sizes that fit no vector",
     "memory": "Peak memory of a training step",
+    "double_backward": "Double backward: the gradient of |gradient|²",
+    "per_sample": "Each sample's gradient by vmap; plain: forward and backward",
+    "jvp_input": "Forward mode, a tangent of x; plain: forward for training",
+    "jvp_weights": "Forward mode, tangents of the weights; plain: forward for training",
+    "hessian_vector": "Hessian-vector product by jvp of grad; plain: forward and backward",
+    "compiled_inference": "Compiled, inference; plain: eager",
+    "compiled_train": "Compiled, forward and backward; plain: eager",
+    "compile": "torch.compile of forward and backward, and one run",
 }
-NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "rnnfast": "rnnfast"}
+NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "plain": "plain", "rnnfast": "rnnfast"}
 CELLS = {"lstm": "LSTM", "rnn": "Elman"}
 
 Cell = str | float
@@ -53,18 +62,31 @@ def summary(groups: Sequence[Group]) -> Table:
     """Slowest cell and geometric mean of each cell type and pass."""
     others = others_of(groups)
     header = ["", "pass", "rows"] + [f"{what} vs {NAMES[o]}" for o in others for what in ("lowest", "geomean")]
+    has_plain = any(g.cost for g in groups)
+    header += ["at most / plain"] * has_plain
     lines: list[list[Cell]] = []
     for name, title in TITLES.items():
         for cell, cell_title in CELLS.items():
             some = [g for g in groups if (g["pass"], g["cell"]) == (name, cell)]
             if some:
-                lines.append([cell_title, title, str(len(some)), *_lowest_and_mean(some, others)])
+                line: list[Cell] = [cell_title, title, str(len(some)), *_lowest_and_mean(some, others)]
+                lines.append([*line, *[_highest_cost(some)] * has_plain])
     return Table("Summary", header, lines)
 
 
 def _lowest_and_mean(groups: Sequence[Group], others: Sequence[str]) -> list[Cell]:
     found = [ratios(groups, other) for other in others]
     return [cell for values in found for cell in ((min(values), geomean(values)) if values else ("", ""))]
+
+
+def _highest_cost(groups: Sequence[Group]) -> str:
+    costs = [g.cost for g in groups if g.cost]
+    return in_plain_passes(max(costs)) if costs else ""
+
+
+def in_plain_passes(cost: float | None) -> str:
+    """A cost, of which less is better: a word, not a ratio."""
+    return "" if cost is None else f"{cost:.2f}"
 
 
 def others_of(groups: Sequence[Group]) -> list[str]:
@@ -74,10 +96,18 @@ def others_of(groups: Sequence[Group]) -> list[str]:
 
 def pass_table(groups: Sequence[Group], env: Env) -> Table:
     """A line for each job of one pass, then the geometric means."""
-    others, memory = others_of(groups), groups[0]["pass"] == "memory"
-    header = ["", "shape", *(NAMES[name] for name in (*others, "rnnfast"))]
-    header += ([] if memory else ["GFLOP/s", "of peak"]) + [f"vs {NAMES[name]}" for name in others]
-    lines = [_line(g, others, memory, env) for g in groups]
+    others, counted = others_of(groups), groups[0]["pass"] not in ("memory", *DERIVATIVES)
+    plain = ["plain"] * any("plain" in g.by_impl for g in groups)
+    impls = [*others, *plain, "rnnfast"]
+    header = ["", "shape", *(NAMES[name] for name in impls)] + ["GFLOP/s", "of peak"] * counted
+    header += [f"{NAMES['rnnfast']} / plain" for _ in plain] + [f"vs {NAMES[name]}" for name in others]
+    lines: list[list[Cell]] = []
+    for g in groups:
+        shape = " ".join([g["shape"], *(f"[{failure}]" for failure in g.failures)])
+        costs = [_cost(g.by_impl.get(name)) for name in impls] + (_rates(g.ours, env) if counted else [])
+        costs += [in_plain_passes(g.cost) for _ in plain]
+        found = (g.ratio(name) for name in others)
+        lines.append([CELLS[g["cell"]], shape, *costs, *("" if ratio is None else ratio for ratio in found)])
     gap = [""] * (len(header) - 2 - len(others))
     for cell, title in CELLS.items():
         some = [g for g in groups if g["cell"] == cell and g.ratio("torch")]
@@ -85,14 +115,6 @@ def pass_table(groups: Sequence[Group], env: Env) -> Table:
             means: list[Cell] = [geomean(found) if (found := ratios(some, o)) else "" for o in others]
             lines.append([title, "geometric mean", *gap, *means])
     return Table(TITLES[groups[0]["pass"]], header, lines)
-
-
-def _line(g: Group, others: Sequence[str], memory: bool, env: Env) -> list[Cell]:
-    costs = [_cost(g.by_impl.get(name)) for name in (*others, "rnnfast")]
-    rates = [] if memory else _rates(g.ours, env)
-    found = (g.ratio(name) for name in others)
-    shape = " ".join([g["shape"], *(f"[{failure}]" for failure in g.failures)])
-    return [CELLS[g["cell"]], shape, *costs, *rates, *("" if ratio is None else ratio for ratio in found)]
 
 
 def _cost(row: Row | None) -> str:
@@ -103,10 +125,12 @@ def _cost(row: Row | None) -> str:
         return f"{row['peak_bytes'] / 1e6:.1f} MB"
     if row["median_s"] is None:
         return "wrong"
+    if row["samples"] == 1:
+        return seconds(row["median_s"])
     return f"{seconds(row['median_s'])} ({row['iqr_s'] / row['median_s']:.0%})"
 
 
-def _rates(row: Row, env: Env) -> list[Cell]:
+def _rates(row: Row, env: Env) -> list[str]:
     share = fma_share(row, env)
     return [
         "" if row["gflops"] is None else f"{row['gflops']:.3g}",

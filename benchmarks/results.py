@@ -19,7 +19,7 @@ class Group:
 
     def __getitem__(self, key: str) -> Any:
         """What all rows of the job share: cell, pass, T, B, ..."""
-        return self.by_impl["torch"][key]
+        return self.ours[key]
 
     @property
     def ours(self) -> Row:
@@ -28,6 +28,12 @@ class Group:
     def ratio(self, other: str) -> float | None:
         """Median (or peak memory) of `other` / that of rnnfast; None if one of them is missing."""
         return self.ours.get(f"ratio_vs_{other}")
+
+    @property
+    def cost(self) -> float | None:
+        """Median of rnnfast in units of its own pass without the transform; None where there is no such pass."""
+        ratio = self.ratio("plain")
+        return None if ratio is None else 1 / ratio
 
     @property
     def failures(self) -> list[str]:

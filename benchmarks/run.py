@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from benchmarks import derivatives
 from benchmarks.contenders import LIBRARIES, Contender, make_contenders
-from benchmarks.grid import Job
+from benchmarks.grid import DERIVATIVES, Job
 from benchmarks.memory import peak_bytes
 from benchmarks.results import Row
 from benchmarks.timing import Timer, Timing, cpu_timer, cuda_timer, time_in_turns
 
-# Largest difference from torch's result, in units of its largest element. They tell another function from another
+# Largest difference from the expected result, in units of its largest element. They tell another function from another
 # order of sums, no more: the tests hold the tight bounds. On CUDA torch may use TF32, ten bits of mantissa.
 TOLERANCES = {
     ("float32", "cpu"): 1e-4,
@@ -24,15 +25,23 @@ TOLERANCES = {
 
 
 def run_job(job: Job, device: str, threads: int, budget_s: float) -> list[Row]:
-    """Check the contenders against torch, time those that agree, and return a row for each of them."""
+    """Check the contenders against the first one, time those that agree, and return a row for each of them."""
     if job.kind == "memory":
         return _memory_rows(job, device, threads)
+    if job.kind == "compile":
+        return [_compile_row(job, device)]
     with torch.set_grad_enabled(job.trains):
-        contenders = make_contenders(job, device, threads)
+        contenders = _contenders(job, device, threads)
         failures = find_failures(contenders, TOLERANCES[job.shape.dtype, device])
         sound = {c.name: c.run for c in contenders if not failures[c.name]}
         timings = time_in_turns(sound, timer_of(device), budget_s)
     return [_time_row(job, device, c.name, timings, failures[c.name]) for c in contenders]
+
+
+def _contenders(job: Job, device: str, threads: int) -> list[Contender]:
+    if job.kind in DERIVATIVES:
+        return derivatives.make_contenders(job, device)
+    return make_contenders(job, device, threads)
 
 
 def timer_of(device: str) -> Timer:
@@ -40,7 +49,7 @@ def timer_of(device: str) -> Timer:
 
 
 def find_failures(contenders: Sequence[Contender], tolerance: float) -> dict[str, str]:
-    """For each contender where it differs from the first one (torch), '' if nowhere."""
+    """For each contender where it differs from the first one, '' if nowhere."""
     expected = contenders[0].results()
     found = {c.name: _difference(c.results(), expected, tolerance) for c in contenders[1:]}
     return {contenders[0].name: ""} | found
@@ -50,10 +59,10 @@ def _difference(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], toler
     for name, a in got.items():
         b = expected[name]
         if a.shape != b.shape:
-            return f"{name}: shape {tuple(a.shape)}, torch's is {tuple(b.shape)}"
+            return f"{name}: shape {tuple(a.shape)}, expected {tuple(b.shape)}"
         error = (a - b).abs().max() / b.abs().max()
         if not error <= tolerance:
-            return f"{name}: off by {error:.1e} of torch's largest element, allowed {tolerance:.0e}"
+            return f"{name}: off by {error:.1e} of the largest element, allowed {tolerance:.0e}"
     return ""
 
 
@@ -65,10 +74,17 @@ def _time_row(job: Job, device: str, name: str, timings: Mapping[str, Timing], f
     row = _row(job, device, name) | {"check": failure or "ok"}
     if timing is None:
         return row
-    row |= {"median_s": timing.median_s, "iqr_s": timing.iqr_s, "gflops": job.flops / timing.median_s * 1e-9}
+    row |= {"median_s": timing.median_s, "iqr_s": timing.iqr_s}
+    row |= {"gflops": job.flops / timing.median_s * 1e-9 if job.flops else None}
     row |= {"samples": timing.samples, "calls_per_sample": timing.calls}
     row |= {f"ratio_vs_{other}": t.median_s / timing.median_s for other, t in timings.items()}
     return row
+
+
+def _compile_row(job: Job, device: str) -> Row:
+    timing, contenders = derivatives.time_compilation(job, device)
+    failure = find_failures(contenders, TOLERANCES[job.shape.dtype, device])["rnnfast"]
+    return _time_row(job, device, "rnnfast", {} if failure else {"rnnfast": timing}, failure)
 
 
 def _memory_rows(job: Job, device: str, threads: int) -> list[Row]:

@@ -15,12 +15,14 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 import torch
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
+import rnnfast
 from benchmarks import __main__ as command
-from benchmarks import bars, contenders, env, memory, report, results, run, timing
+from benchmarks import bars, contenders, derivatives, env, memory, report, results, run, timing
 from benchmarks.contenders import Contender
-from benchmarks.grid import PRESETS, Job, Shape, forward_flops, train_flops
+from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, Job, Preset, Shape, forward_flops, train_flops
 from benchmarks.timing import Timing
 
 KEYS = ["cell", "pass", "impl", "T", "B", "I", "H", "L", "D", "dtype", "device", "median_s", "iqr_s", "gflops"]
@@ -315,6 +317,82 @@ def test_training_starts_without_gradients():
     torch.testing.assert_close(twice, once)
 
 
+# ----------------------------------------------------------------------------------------------- derivatives
+
+UNCOMPILED = [kind for kind in DERIVATIVES if not kind.startswith("compile")]
+
+
+def test_full_has_the_derivatives():
+    jobs = PRESETS["derivatives"].jobs
+    assert set(jobs) <= set(PRESETS["full"].jobs)
+    assert {(job.shape.cell, job.kind) for job in jobs} == set(itertools.product(CELLS, DERIVATIVES))
+    assert all(job.flops is None for job in jobs)
+
+
+@pytest.mark.parametrize("kind", UNCOMPILED)
+@pytest.mark.parametrize("shape", [Shape("lstm", 4, 3, 5, 6, L=2), Shape("rnn", 4, 3, 5, 6)])
+def test_derivatives_agree(shape, kind):
+    job = Job(shape, kind, kind)
+    found = derivatives.make_contenders(job, "cpu")
+    names = [c.name for c in found]
+    assert "rnnfast" in names
+    assert ("torch" in names) == derivatives.torch_can(job)
+    assert ("plain" in names) == (kind != "double_backward")
+    assert run.find_failures(found, run.TOLERANCES["float32", "cpu"]) == dict.fromkeys(names, "")
+    ours = found[names.index("rnnfast")].results()
+    assert all(a.dtype == torch.float32 and a.isfinite().all() and a.any() for a in ours.values())
+
+
+@pytest.mark.parametrize(("cell", "kind"), [("rnn", "per_sample"), ("lstm", "jvp_input"), ("lstm", "hessian_vector")])
+def test_torch_is_left_out_only_where_it_fails(cell, kind, monkeypatch):
+    job = Job(Shape(cell, 4, 3, 5, 6), kind, kind)
+    assert not derivatives.torch_can(job)
+    monkeypatch.setattr(derivatives, "torch_can", lambda job: True)
+    torchs = next(c for c in derivatives.make_contenders(job, "cpu") if c.name == "torch")
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward AD|broadcast shape"):
+        torchs.run()
+
+
+@pytest.mark.parametrize("kind", UNCOMPILED)
+@pytest.mark.parametrize("cell", CELLS)
+def test_wrong_derivatives_are_found(cell, kind, monkeypatch):
+    """Of a layer that computes another function."""
+
+    class Wrong(rnnfast.LSTM if cell == "lstm" else rnnfast.RNN):
+        def forward(self, x, hx=None):
+            y, state = super().forward(x, hx)
+            return 1.01 * y, state
+
+    job = Job(Shape(cell, 4, 3, 5, 6), kind, kind)
+    monkeypatch.setitem(contenders.LIBRARIES, "rnnfast", SimpleNamespace(LSTM=Wrong, RNN=Wrong))
+    failures = run.find_failures(derivatives.make_contenders(job, "cpu"), run.TOLERANCES["float32", "cpu"])
+    assert ": off by" in failures["rnnfast"]
+
+
+def test_central_difference():
+    at, direction = {"a": torch.tensor([2.0, 3.0])}, {"a": torch.tensor([1.0, 10.0])}
+    slopes = derivatives._difference(lambda point: {"cube": point["a"] ** 3}, at, direction)
+    torch.testing.assert_close(slopes["cube"], torch.tensor([12.0, 270.0], dtype=torch.float64), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["compiled_inference", "compiled_train"])
+def test_a_compiled_model_agrees_with_the_eager_one(kind):
+    job = Job(Shape("rnn", 4, 3, 5, 6), kind, kind)
+    rows = run.run_job(job, "cpu", 1, budget_s=0.0)
+    assert [(row["impl"], row["check"]) for row in rows] == [("plain", "ok"), ("rnnfast", "ok")]
+    assert rows[1]["ratio_vs_torch"] is None
+    assert rows[1]["ratio_vs_plain"] == rows[0]["median_s"] / rows[1]["median_s"]
+
+
+def test_compilation_is_timed_once_without_a_cache():
+    for _ in range(2):
+        counters.clear()
+        (row,) = run.run_job(Job(Shape("rnn", 7, 3, 5, 6), "compile", "compile"), "cpu", 1, budget_s=0.0)
+        assert (row["impl"], row["check"], row["samples"]) == ("rnnfast", "ok", 1)
+        assert counters["inductor"]["fxgraph_cache_miss"] == 4  # forward and backward of the small and of this shape
+        assert counters["inductor"]["fxgraph_cache_hit"] == 0
+
+
 # ---------------------------------------------------------------------------------------------------- memory
 
 
@@ -389,7 +467,7 @@ def test_goals():
     rows += _rows(Job(packed, "train", "train_packed"), ours=0.8, torch=1.6)
     # to read 16 MiB a hundred times takes 33.6 ms, the input's products take 8.4 ms
     rows += _rows(streamed, ours=50e-3, torch=100e-3, onnxruntime=60e-3)
-    (table,) = bars.table(rows, ENV)
+    (table,) = bars.tables(rows, ENV)
     lines = {work: (measured, met) for work, _, measured, met in table.lines}
     assert lines["LSTM forward + backward vs torch"] == (
         "lowest 1.30× (LSTM train T100 B32 I128 H128), geomean 1.30×",
@@ -400,6 +478,37 @@ def test_goals():
     measured, met = lines["LSTM T100 B1 I1024 H1024, share of the limit of streaming W_hh"]
     assert measured.startswith("84% ") and met == "yes"
     assert bars.streamed_sizes([streamed]) == {16 * 2**20}
+
+
+def test_goals_of_derivatives():
+    base = Shape("lstm", 100, 32, 128, 128)
+    rows = _rows(Job(base, "double_backward", "double_backward"), ours=1.0, torch=4.5)
+    rows += _rows(Job(base, "per_sample", "per_sample"), ours=1.5, torch=27.0, plain=1.0)
+    rows += _rows(Job(base, "jvp_input", "jvp_input"), ours=1.0, plain=0.8)
+    rows += _rows(Job(base, "jvp_weights", "jvp_weights"), ours=1.0, plain=0.4)
+    rows += _rows(Job(base, "hessian_vector", "hessian_vector"), ours=1.0, plain=0.25)
+    rows += _rows(Job(base, "compiled_train", "compiled_train"), ours=1.0, plain=1.1)
+    rows += _rows(Job(base, "compile", "compile"), ours=2.0)
+    (table,) = bars.tables(rows, ENV)
+    where = "(LSTM {} T100 B32 I128 H128)"
+    assert [(work, measured, met) for work, _, measured, met in table.lines] == [
+        ("double backward vs torch", f"lowest 4.50× {where.format('double_backward')}, geomean 4.50×", "yes"),
+        ("vmap(grad) vs torch", f"lowest 18.00× {where.format('per_sample')}, geomean 18.00×", "no"),
+        ("vmap(grad) / forward + backward", f"highest 1.50 {where.format('per_sample')}", "yes"),
+        ("jvp / forward", f"highest 2.50 {where.format('jvp_weights')}", "no"),
+        ("jvp of grad / forward + backward", f"highest 4.00 {where.format('hessian_vector')}", ""),
+        ("compiled vs eager", f"lowest 1.10× {where.format('compiled_train')}, geomean 1.10×", "yes"),
+        ("torch.compile and one run, as T grows", "2.00 s (LSTM T 100)", ""),
+    ]
+
+
+def test_tables_of_a_pass_without_torch():
+    rows = _rows(Job(Shape("lstm", 5, 1, 2, 3), "jvp_input", "jvp_input"), ours=2e-3, plain=1e-3)
+    summary, table = report.tables(rows, ENV)
+    assert summary.header == ["", "pass", "rows", "at most / plain"]
+    assert summary.lines[0][2:] == ["1", "2.00"]
+    assert table.header == ["", "shape", "plain", "rnnfast", "rnnfast / plain"]
+    assert table.lines == [["LSTM", "T5 B1 I2 H3", "1.00 ms (10%)", "2.00 ms (10%)", "2.00"]]
 
 
 # ----------------------------------------------------------------------------------------------- command line
@@ -431,6 +540,23 @@ def test_end_to_end(tmp_path, capsys):
     assert "### Forward and backward, packed" in files["markdown"].read_text()
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
     assert "One streaming step" in capsys.readouterr().out
+
+
+def test_derivatives_end_to_end(tmp_path, capsys, monkeypatch):
+    jobs = tuple(Job(Shape(cell, 4, 3, 5, 6), kind, kind) for cell in CELLS for kind in UNCOMPILED)
+    monkeypatch.setitem(PRESETS, "derivatives", Preset(jobs, seconds=0))
+    files = {name: tmp_path / f"derivatives.{name}" for name in ("json", "markdown")}
+    arguments = [part for name, path in files.items() for part in (f"--{name}", str(path))]
+    assert command.main(["--preset", "derivatives", "--threads", "1", *arguments]) == 0
+    rows = json.loads(files["json"].read_text())["results"]
+    assert len(results.group(rows)) == len(jobs)
+    for row in rows:
+        assert set(KEYS) <= set(row)
+        assert row["check"] == "ok" and row["median_s"] > 0 and row["gflops"] is None
+    text = files["markdown"].read_text()
+    assert all(f"### {report.TITLES[kind]}\n" in text for kind in UNCOMPILED)
+    assert "### Goals, derivatives and torch.compile" in text
+    assert "jvp / forward" in capsys.readouterr().out
 
 
 def test_a_wrong_result_ends_with_status_1(tmp_path, capsys, monkeypatch):
@@ -466,6 +592,7 @@ def test_without_onnx_runtime_its_rows_are_left_out(capsys, monkeypatch):
         (["--cells", "gru"], "leave nothing to measure"),
         (["--filter", "("], "invalid"),
         (["--json", "no/such/folder.json"], "no folder no/such"),
+        (["--preset", "derivatives", "--plot", "derivatives.png"], "there is no plot"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys, monkeypatch):
