@@ -23,13 +23,15 @@ void expect(const std::vector<Address>& addresses, size_t count) {
 Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t L, int64_t D, bool bias,
                  Address batch_sizes) {
     if (cell < 0 || cell > 2) throw std::invalid_argument("cell: expected 0 (tanh), 1 (relu) or 2 (lstm)");
-    if (T < 0 || B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && cell != 2))
+    if (T < 1) throw std::runtime_error("Expected sequence length to be larger than 0 in RNN");  // torch's words
+    if (B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && cell != 2))
         throw std::invalid_argument("sizes out of range");
     const auto* sizes = at<const int64_t>(batch_sizes);
     if (sizes)
         for (int64_t t = 0; t < T; ++t)
             if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B))
-                throw std::invalid_argument("batch_sizes must be positive and must not increase");
+                throw std::runtime_error("batch_sizes: expected positive numbers that do not increase, got " +
+                                         std::to_string(sizes[t]) + " at step " + std::to_string(t));
     return {static_cast<Cell>(cell), T, B, I, H, P, L, D, bias, sizes};
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,13 +32,20 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python ARGUMENTS...` in the tests' folder with extra environment variables, capture its output."""
 
     def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        with subprocess.Popen(
             [sys.executable, *arguments],
             env=os.environ | environment,
             cwd=Path(__file__).parent,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-        )
+            start_new_session=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # with what it forked
+                raise
+        return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     return run

@@ -450,3 +450,29 @@ def test_memory_does_not_grow() -> None:
 
     before = resident(steps=10)
     assert resident(steps=50) - before < 50e6
+
+
+# ------------------------------------------------------------------------------- the op protects its memory
+
+
+@pytest.mark.parametrize(
+    ("x", "batch_sizes", "message"),
+    [
+        ((0, 2, 3), None, "Expected sequence length to be larger than 0"),
+        ((3, 3), [1, 2], "batch_sizes: expected positive numbers that do not increase, got 2 at step 1"),
+        ((2, 3), [2, 0], "batch_sizes: expected positive numbers that do not increase, got 0 at step 1"),
+        ((3, 3), [2, 2], "input: expected 4 rows, the sum of batch_sizes, got 3"),
+        ((5, 2, 4), None, "weight: expected shape"),
+    ],
+)
+def test_bad_sizes(x: tuple[int, ...], batch_sizes: list[int] | None, message: str) -> None:
+    sizes = None if batch_sizes is None else torch.tensor(batch_sizes, dtype=torch.int64)
+    weights = [torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16)]
+    with pytest.raises(RuntimeError, match=message):
+        ops.recurrent("LSTM", torch.randn(x), sizes, None, None, weights, 1, False, True)
+
+
+def test_empty_batch() -> None:
+    weights = [torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16)]
+    y, h_n, c_n = ops.recurrent("LSTM", torch.randn(5, 0, 3), None, None, None, weights, 1, False, True)
+    assert (y.shape, h_n.shape, c_n.shape) == ((5, 0, 4), (1, 0, 4), (1, 0, 4))

@@ -1,0 +1,79 @@
+"""rnnfast's compiled core. Sizes and addresses (tensor.data_ptr(), 0: absent) only; see csrc/rnnfast.h."""
+
+class Shape:
+    def __init__(
+        self,
+        cell: int,
+        T: int,
+        B: int,
+        I: int,
+        H: int,
+        P: int,
+        L: int,
+        D: int,
+        bias: bool,
+        batch_sizes: int,
+    ) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def reserve_per_row(self) -> int: ...
+
+Addresses = list[int]
+
+def forward_float32(shape: Shape, threads: int, parameters: Addresses, arrays: Addresses) -> None: ...
+def forward_float64(shape: Shape, threads: int, parameters: Addresses, arrays: Addresses) -> None: ...
+def backward_float32(
+    shape: Shape,
+    threads: int,
+    parameters: Addresses,
+    past: Addresses,
+    adjoint: Addresses,
+    gradients: Addresses,
+    groups: int,
+) -> None: ...
+def backward_float64(
+    shape: Shape,
+    threads: int,
+    parameters: Addresses,
+    past: Addresses,
+    adjoint: Addresses,
+    gradients: Addresses,
+    groups: int,
+) -> None: ...
+def tangent_float32(
+    shape: Shape, threads: int, parameters: Addresses, past: Addresses, dot: Addresses, parameters_dot: Addresses
+) -> None: ...
+def tangent_float64(
+    shape: Shape, threads: int, parameters: Addresses, past: Addresses, dot: Addresses, parameters_dot: Addresses
+) -> None: ...
+def second_float32(
+    shape: Shape,
+    threads: int,
+    parameters: Addresses,
+    past: Addresses,
+    dot: Addresses,
+    parameters_dot: Addresses,
+    first: Addresses,
+    first_gradients: Addresses,
+    plain: Addresses,
+    plain_gradients: Addresses,
+    groups: int,
+) -> None: ...
+def second_float64(
+    shape: Shape,
+    threads: int,
+    parameters: Addresses,
+    past: Addresses,
+    dot: Addresses,
+    parameters_dot: Addresses,
+    first: Addresses,
+    first_gradients: Addresses,
+    plain: Addresses,
+    plain_gradients: Addresses,
+    groups: int,
+) -> None: ...
+def isa() -> str: ...
+def usable_isas() -> list[str]: ...
+def select_isa(name: str) -> None: ...
+def fma_peak_gflops(bytes: int, threads: int) -> float: ...
