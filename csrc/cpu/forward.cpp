@@ -42,7 +42,6 @@ public:
             if (inference) hidden[i] = Buffer<T>(N * s.D * R);
             if (call.dropout) dropped[i] = Buffer<T>(N * s.D * R);
         }
-        if (!inference) prefer_huge_pages(call.reserve, std::size_t(reserve.size) * sizeof(T));
         for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk));
     }
 
