@@ -134,6 +134,8 @@ def test_orthogonal(library, name):
     assert init.orthogonal_(rnn, 2.0, generator=torch.Generator().manual_seed(0)) is rnn
     values = [np.linalg.svd(block, compute_uv=False) for block, _ in blocks(rnn)]
     assert np.allclose(values, 2.0, rtol=1e-12)
+    again = init.orthogonal_(LAYERS[name](library, dtype=torch.float64), 2.0, torch.Generator().manual_seed(0))
+    assert all((a == b).all() for (a, _), (b, _) in zip(blocks(rnn), blocks(again), strict=True))
     first, *rest = [block for block, _ in blocks(rnn)]
     assert all(not np.allclose(first, block) for block in rest)
     assert all((p == others[key]).all() for key, p in (named(rnn, "weight_ih") | named(rnn, "bias")).items())
