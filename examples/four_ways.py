@@ -1,0 +1,303 @@
+"""Four effective ways to learn a recurrent network, and plain gradient descent, on one task with a long lag.
+
+    sgd        the baseline: an Elman network and gradient descent
+    lstm       gates: an LSTM, Adam, clipped gradients                           (Hochreiter & Schmidhuber 1997)
+    hf         curvature: Hessian-free optimisation with structural damping      (Martens & Sutskever 2011)
+    esn        no learning in the loop: an echo state network                    (Jaeger 2001)
+    momentum   a good start: echo-state weights, and Nesterov's momentum         (Sutskever et al. 2013)
+
+All draw their sequences from one seed and are tested on the same others. docs/four_ways.md explains each.
+
+    python -m examples.four_ways --task addition --T 80
+    python -m examples.four_ways --task temporal_order --T 50 --budget 30 --ways sgd lstm
+"""
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import rnnfast
+from rnnfast import init, optim, tasks
+
+H, B = 100, 100  # hidden units, sequences in a batch
+LARGE_B = 1000  # sequences in an update of hf and of esn, which make few
+RESERVOIR = 1000  # units of the echo state network
+TEST = 1000  # sequences
+LOOKS = 40  # at the test sequences in the course of a training
+FULL_UPDATES = 50_000  # of --full, as in the paper of 2013
+QUICK_BUDGET = 7  # seconds
+INPUT_SCALE = {"addition": 0.001, "multiplication": 0.001}  # of the paper; for the others 0.1 as for its memory tasks
+
+
+class Network(nn.Module):
+    """Sequences x (T',B,I) -> outputs (N,O) at the N places of mask (T',B), from centred inputs."""
+
+    def __init__(self, task, rnn, sample):
+        super().__init__()
+        x, y, mask = sample
+        self.center, self.rnn, self.readout = init.Center(x), rnn, nn.Linear(H, task.output_size)
+        init.output_bias_(self.readout, y[mask].bool() if task.name == "xor" else y[mask])
+
+    def forward(self, x, mask):
+        return self.readout(self.rnn(self.center(x))[0][mask])
+
+
+class Gradients:
+    """Back-propagation through time and an optimizer of torch: what sgd, lstm and momentum have in common."""
+
+    clip = 1.0
+
+    def __init__(self, task, generator):
+        self.task, self.generator = task, generator
+        self.network = Network(task, self.make_rnn(), task.sample(1000, generator))
+        self.optimizer = self.make_optimizer()
+
+    def update(self):
+        x, y, mask = self.task.sample(B, self.generator)
+        self.optimizer.zero_grad()
+        self.task.loss(self.network(x, mask), y[mask]).backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def outputs(self, x, mask):
+        return self.network(x, mask)
+
+
+class Descent(Gradients):
+    title = "SGD"
+
+    def make_rnn(self):
+        return rnnfast.RNN(self.task.input_size, H)
+
+    def make_optimizer(self):
+        return torch.optim.SGD(self.network.parameters(), lr=0.1)
+
+
+class LongShortTermMemory(Gradients):
+    title = "LSTM, Adam"
+
+    def make_rnn(self):
+        return init.forget_bias_(rnnfast.LSTM(self.task.input_size, H), 1.0)
+
+    def make_optimizer(self):
+        return torch.optim.Adam(self.network.parameters(), lr=3e-3)
+
+
+class Momentum(Gradients):
+    title = "echo-state init, momentum"
+
+    def make_rnn(self):
+        scale = INPUT_SCALE.get(self.task.name, 0.1)
+        return init.echo_state_(rnnfast.RNN(self.task.input_size, H), 1.1, 15, scale, self.generator)
+
+    def make_optimizer(self):
+        nn.init.normal_(self.network.readout.weight, std=0.1, generator=self.generator)
+        optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+        self.schedule = optim.MomentumSchedule(optimizer, 0.98)
+        return optimizer
+
+    def update(self):
+        super().update()
+        self.schedule.step()
+
+
+class HessianFree(Gradients):
+    title = "Hessian-free"
+
+    def make_rnn(self):
+        return init.echo_state_(rnnfast.RNN(self.task.input_size, H), 1.1, 15, 0.25, self.generator)
+
+    def make_optimizer(self):
+        return optim.HessianFree(self.network.parameters())
+
+    def update(self):
+        x, y, mask = self.task.sample(LARGE_B, self.generator)
+        self.optimizer.step(lambda: self.network(x, mask), lambda outputs: self.task.loss(outputs, y[mask]))
+
+
+class EchoState:
+    """Each update adds sequences to the sums that the readout is solved from."""
+
+    title = "echo state network"
+
+    def __init__(self, task, generator):
+        self.task, self.generator, self.fitted = task, generator, False
+        self.network = rnnfast.EchoState(
+            task.input_size,
+            RESERVOIR,
+            task.output_size,
+            spectral_radius=0.95,
+            leak=0.1,
+            input_scale=1.0,
+            bias_scale=0.2,
+        )
+
+    def update(self):
+        x, y, mask = self.task.sample(LARGE_B, self.generator, torch.float64)
+        targets = F.one_hot(y[mask], self.task.output_size).double() if y.dtype == torch.int64 else y[mask]  # (N,O)
+        inputs, sequence, step = flush_right(x, mask)
+        wanted = torch.zeros(*inputs.shape[:2], self.task.output_size, dtype=torch.float64)  # (B,T',O)
+        wanted[sequence, step] = targets
+        self.network.fit(inputs, wanted, ridge=1e-6, washout=int(step.min()), warm_start=self.fitted)
+        self.fitted = True
+
+    def outputs(self, x, mask):
+        if not self.fitted:
+            return torch.zeros(int(mask.sum()), self.task.output_size)
+        inputs, sequence, step = flush_right(x.double(), mask)
+        outputs = torch.as_tensor(self.network.predict(inputs))[sequence, step]
+        return outputs - 0.5 if self.task.name == "xor" else outputs  # fitted to 0 and 1, judged as a logit
+
+
+def flush_right(x, mask):
+    """Moves sequences x (T',B,I) so that all end at step T', and turns them to (B,T',I): a washout is the same for all.
+    -> that, and where the N targets are then: sequence (N), step (N)"""
+    steps = x.size(0)
+    shift = mask.flip(0).int().argmax(dim=0)  # (B), steps after the last target
+    step, sequence = torch.ones_like(mask).nonzero(as_tuple=True)
+    inside = step + shift[sequence] < steps
+    step, sequence = step[inside], sequence[inside]
+    moved = x.new_zeros(x.size(1), steps, x.size(2))
+    moved[sequence, step + shift[sequence]] = x[step, sequence]
+    step, sequence = mask.nonzero(as_tuple=True)
+    return moved, sequence, step + shift[sequence]
+
+
+WAYS = {
+    "sgd": Descent,
+    "lstm": LongShortTermMemory,
+    "hf": HessianFree,
+    "esn": EchoState,
+    "momentum": Momentum,
+}
+
+
+@dataclass
+class Course:
+    """What became of a way: its test error after some seconds and updates, and why it stopped."""
+
+    way: str
+    title: str
+    seconds: list[float] = field(default_factory=list)  # of training; looking at the test sequences does not count
+    updates: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)  # share of test sequences that are wrong
+    wrong: list[float] = field(default_factory=list)  # wrong outputs in a sequence, the mean
+    stopped: str = ""
+
+
+def train(name, task, test, seed, budget, most_updates, until_solved):
+    """Train one way until it is solved, out of seconds or out of updates. -> Course"""
+    torch.manual_seed(seed)
+    way = WAYS[name](task, torch.Generator().manual_seed(seed))
+    course = Course(name, way.title)
+    seconds, updates = 0.0, 0
+    form = "{desc:26} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
+    with tqdm(total=LOOKS, desc=way.title, bar_format=form) as progress:
+        while not course.stopped:
+            done = min(1.0, max(seconds / budget, updates / most_updates))
+            if done * LOOKS >= len(course.errors) or done == 1:
+                look(course, way, task, test, seconds, updates)
+                progress.set_postfix(error=f"{course.errors[-1]:.3f}", updates=updates, refresh=False)
+                progress.update(int(done * LOOKS) - progress.n)
+                if course.stopped or done == 1:
+                    course.stopped = course.stopped or "budget"
+                elif until_solved and course.errors[-1] < tasks.SOLVED:
+                    course.stopped = "solved"
+            if not course.stopped:
+                start = time.perf_counter()
+                way.update()
+                seconds += time.perf_counter() - start
+                updates += 1
+    return course
+
+
+def look(course, way, task, test, seconds, updates):
+    x, y, mask = test
+    outputs = way.outputs(x, mask)
+    wrong = task.wrong(outputs, y, mask)
+    course.seconds.append(seconds)
+    course.updates.append(updates)
+    course.errors.append((wrong > 0).double().mean().item())
+    course.wrong.append(wrong.double().mean().item())
+    if not outputs.isfinite().all():
+        course.stopped = "diverged"
+
+
+def table(courses, task):
+    columns = "way", "wrong sequences", "solved", "updates", "seconds", "stopped by"
+    result = Table(*columns, title=f"{task.name}, T={task.T}: {TEST} test sequences")
+    for course in courses:
+        error, solved = course.errors[-1], "yes" if course.errors[-1] < tasks.SOLVED else "no"
+        stopped = course.stopped.replace("solved", "success")
+        result.add_row(
+            course.title, f"{error:.3f}", solved, str(course.updates[-1]), f"{course.seconds[-1]:.1f}", stopped
+        )
+    return result
+
+
+def plot(path, courses, task):
+    """Learning curves: the test error over seconds and over updates."""
+    _, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
+    least = 0.5 / TEST  # where no error would be, on an axis that has no 0
+    for k, course in enumerate(courses):
+        errors = [max(error, least) for error in course.errors]
+        for axis, along in zip(axes, (course.seconds, course.updates), strict=True):
+            axis.plot(along, errors, f"C{k}.-", lw=1.5, ms=4, label=course.title)
+    for axis, label in zip(axes, ("seconds of training", "updates"), strict=True):
+        axis.axhline(tasks.SOLVED, color="0.6", lw=1, ls="--")
+        axis.set(xlabel=label, yscale="log", ylim=(least / 1.5, 1.5))
+    axes[1].set_xscale("symlog", linthresh=10)
+    axes[0].set(ylabel="share of wrong test sequences", title=f"{task.name}, T={task.T} (dashed: solved)")
+    axes[0].legend(loc="lower left", fontsize=8)
+    plt.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="addition", choices=tasks.TASKS)
+    parser.add_argument("--T", type=int, default=80, help="length, default 80")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
+    parser.add_argument("--budget", type=float, default=120, help="seconds of training for each way, default 120")
+    parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK_BUDGET} seconds, and fewer looks")
+    parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL_UPDATES} updates for each way")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", default="four_ways.png", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="write the curves, with all that is needed to repeat them")
+    args = parser.parse_args()
+    try:
+        task = tasks.make(args.task, args.T)
+    except ValueError as error:
+        parser.error(str(error))
+
+    test = task.sample(TEST, torch.Generator().manual_seed(args.seed + 1_000_000))
+    budget = QUICK_BUDGET if args.quick else args.budget
+    limits = (float("inf"), FULL_UPDATES, False) if args.full else (budget, float("inf"), True)
+    courses = [train(name, task, test, args.seed, *limits) for name in args.ways]
+
+    console = Console()
+    console.print(table(courses, task))
+    plot(args.plot, courses, task)
+    console.print(f"saved {args.plot}")
+    if args.json:
+        about = {"arguments": vars(args), "torch": torch.__version__, "machine": platform.processor()} | rnnfast.info()
+        with open(args.json, "w") as file:
+            json.dump({"about": about, "courses": [asdict(course) for course in courses]}, file, indent=1)
+        console.print(f"saved {args.json}")
+
+
+if __name__ == "__main__":
+    main()
