@@ -36,10 +36,22 @@ H, B = 100, 100  # hidden units, sequences in a batch
 LARGE_B = 1000  # sequences in an update of hf and of esn, which make few
 RESERVOIR = 1000  # units of the echo state network
 TEST = 1000  # sequences
-LOOKS = 40  # at the test sequences in the course of a training
-FULL_UPDATES = 50_000  # of --full, as in the paper of 2013
-QUICK_BUDGET = 7  # seconds
+
 INPUT_SCALE = {"addition": 0.001, "multiplication": 0.001}  # of the paper; for the others 0.1 as for its memory tasks
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the training of a way ends, at the latest, and how often it is tested on the way there."""
+
+    seconds: float = float("inf")  # of training; tests do not count
+    updates: float = float("inf")
+    until_solved: bool = True
+    looks: int = 40
+
+
+QUICK = Limits(seconds=7, looks=12)
+FULL = Limits(updates=50_000, until_solved=False)  # as in the paper of 2013
 
 
 class Network(nn.Module):
@@ -166,15 +178,11 @@ class EchoState:
 def flush_right(x, mask):
     """Moves sequences x (T',B,I) so that all end at step T', and turns them to (B,T',I): a washout is the same for all.
     -> that, and where the N targets are then: sequence (N), step (N)"""
-    steps = x.size(0)
     shift = mask.flip(0).int().argmax(dim=0)  # (B), steps after the last target
-    step, sequence = torch.ones_like(mask).nonzero(as_tuple=True)
-    inside = step + shift[sequence] < steps
-    step, sequence = step[inside], sequence[inside]
-    moved = x.new_zeros(x.size(1), steps, x.size(2))
-    moved[sequence, step + shift[sequence]] = x[step, sequence]
+    source = torch.arange(x.size(0)) - shift[:, None]  # (B,T')
+    moved = x.transpose(0, 1).gather(1, source.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.size(2)))
     step, sequence = mask.nonzero(as_tuple=True)
-    return moved, sequence, step + shift[sequence]
+    return moved * (source >= 0).unsqueeze(-1), sequence, step + shift[sequence]
 
 
 WAYS = {
@@ -188,7 +196,7 @@ WAYS = {
 
 @dataclass
 class Course:
-    """What became of a way: its test error after some seconds and updates, and why it stopped."""
+    """What became of a way: its test error after some seconds and updates, and why it ended."""
 
     way: str
     title: str
@@ -196,36 +204,39 @@ class Course:
     updates: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)  # share of test sequences that are wrong
     wrong: list[float] = field(default_factory=list)  # wrong outputs in a sequence, the mean
-    stopped: str = ""
+    ended: str = ""  # 'solved', 'limit' or 'diverged'
 
 
-def train(name, task, test, seed, budget, most_updates, until_solved):
-    """Train one way until it is solved, out of seconds or out of updates. -> Course"""
+def train(name, task, test, seed, limits):
+    """Train one way on its own sequences and watch its error on those of `test`. -> Course"""
     torch.manual_seed(seed)
     way = WAYS[name](task, torch.Generator().manual_seed(seed))
     course = Course(name, way.title)
     seconds, updates = 0.0, 0
     form = "{desc:26} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
-    with tqdm(total=LOOKS, desc=way.title, bar_format=form) as progress:
-        while not course.stopped:
-            done = min(1.0, max(seconds / budget, updates / most_updates))
-            if done * LOOKS >= len(course.errors) or done == 1:
-                look(course, way, task, test, seconds, updates)
+    with tqdm(total=limits.looks, desc=way.title, bar_format=form) as progress:
+        while True:
+            done = min(1.0, max(seconds / limits.seconds, updates / limits.updates))
+            if done == 1 or done * limits.looks >= len(course.errors):
+                finite = look(course, way, task, test, seconds, updates)
                 progress.set_postfix(error=f"{course.errors[-1]:.3f}", updates=updates, refresh=False)
-                progress.update(int(done * LOOKS) - progress.n)
-                if course.stopped or done == 1:
-                    course.stopped = course.stopped or "budget"
-                elif until_solved and course.errors[-1] < tasks.SOLVED:
-                    course.stopped = "solved"
-            if not course.stopped:
-                start = time.perf_counter()
-                way.update()
-                seconds += time.perf_counter() - start
-                updates += 1
-    return course
+                progress.update(int(done * limits.looks) - progress.n)
+                if not finite:
+                    course.ended = "diverged"
+                elif limits.until_solved and course.errors[-1] < tasks.SOLVED:
+                    course.ended = "solved"
+                elif done == 1:
+                    course.ended = "limit"
+                if course.ended:
+                    return course
+            start = time.perf_counter()
+            way.update()
+            seconds += time.perf_counter() - start
+            updates += 1
 
 
 def look(course, way, task, test, seconds, updates):
+    """Adds the errors on the test sequences to the course. -> are the outputs finite?"""
     x, y, mask = test
     outputs = way.outputs(x, mask)
     wrong = task.wrong(outputs, y, mask)
@@ -233,19 +244,15 @@ def look(course, way, task, test, seconds, updates):
     course.updates.append(updates)
     course.errors.append((wrong > 0).double().mean().item())
     course.wrong.append(wrong.double().mean().item())
-    if not outputs.isfinite().all():
-        course.stopped = "diverged"
+    return bool(outputs.isfinite().all())
 
 
 def table(courses, task):
-    columns = "way", "wrong sequences", "solved", "updates", "seconds", "stopped by"
+    columns = "way", "wrong sequences", "wrong outputs each", "updates", "seconds", "ended"
     result = Table(*columns, title=f"{task.name}, T={task.T}: {TEST} test sequences")
     for course in courses:
-        error, solved = course.errors[-1], "yes" if course.errors[-1] < tasks.SOLVED else "no"
-        stopped = course.stopped.replace("solved", "success")
-        result.add_row(
-            course.title, f"{error:.3f}", solved, str(course.updates[-1]), f"{course.seconds[-1]:.1f}", stopped
-        )
+        errors = f"{course.errors[-1]:.3f}", f"{course.wrong[-1]:.3f}"
+        result.add_row(course.title, *errors, str(course.updates[-1]), f"{course.seconds[-1]:.1f}", course.ended)
     return result
 
 
@@ -272,8 +279,8 @@ def main():
     parser.add_argument("--T", type=int, default=80, help="length, default 80")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training for each way, default 120")
-    parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK_BUDGET} seconds, and fewer looks")
-    parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL_UPDATES} updates for each way")
+    parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK.seconds} seconds")
+    parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL.updates} updates for each way")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", default="four_ways.png", metavar="FILE")
     parser.add_argument("--json", metavar="FILE", help="write the curves, with all that is needed to repeat them")
@@ -284,9 +291,8 @@ def main():
         parser.error(str(error))
 
     test = task.sample(TEST, torch.Generator().manual_seed(args.seed + 1_000_000))
-    budget = QUICK_BUDGET if args.quick else args.budget
-    limits = (float("inf"), FULL_UPDATES, False) if args.full else (budget, float("inf"), True)
-    courses = [train(name, task, test, args.seed, *limits) for name in args.ways]
+    limits = QUICK if args.quick else FULL if args.full else Limits(args.budget)
+    courses = [train(name, task, test, args.seed, limits) for name in args.ways]
 
     console = Console()
     console.print(table(courses, task))

@@ -47,12 +47,12 @@ def test_command_learns_a_short_task(tmp_path):
         assert len(course["seconds"]) == len(course["updates"]) == len(course["errors"]) == len(course["wrong"]) > 1
         assert course["updates"][0] == 0 and course["seconds"] == sorted(course["seconds"])
         assert course["errors"][0] > 0.3  # before any update
-        assert (course["errors"][-1] < tasks.SOLVED) == (course["stopped"] == "solved")
+        assert (course["errors"][-1] < tasks.SOLVED) == (course["ended"] == "solved")
         row = next(line for line in done.stdout.splitlines() if line[:1] == "│" and course["title"] in line)
         cells = [cell.strip() for cell in row.strip("│ ").split("│")]
-        assert cells[1] == f"{course['errors'][-1]:.3f}" and cells[3] == str(course["updates"][-1])
-        assert cells[2] == ("yes" if course["errors"][-1] < tasks.SOLVED else "no")
-    assert courses["lstm"]["stopped"] == "solved"
+        assert cells[1] == f"{course['errors'][-1]:.3f}" and cells[2] == f"{course['wrong'][-1]:.3f}"
+        assert cells[3] == str(course["updates"][-1]) and cells[5] == course["ended"]
+    assert courses["lstm"]["ended"] == "solved"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_command_refuses(arguments, message):
 
 @pytest.mark.parametrize("name", ["addition", "temporal_order", "memorisation_5bit"])
 def test_flush_right(name):
-    x, y, mask = tasks.make(name, 40).sample(30, torch.Generator().manual_seed(0))
+    x, _, mask = tasks.make(name, 40).sample(30, torch.Generator().manual_seed(0))
     moved, sequence, step = four_ways.flush_right(x, mask)
     steps = x.size(0)
     assert moved.shape == (30, steps, x.size(2))
@@ -104,25 +104,25 @@ class Fake:
 
 
 @pytest.mark.parametrize(
-    ("options", "limits", "stopped", "updates", "error"),
+    ("options", "limits", "ended", "updates", "error"),
     [
-        ({}, (float("inf"), 100, True), "solved", 3, 0),
-        ({}, (float("inf"), 10, False), "budget", 10, 0),
-        ({"right_after": 50}, (float("inf"), 10, True), "budget", 10, 1),
-        ({"break_after": 2}, (float("inf"), 10, True), "diverged", 2, 1),
+        ({}, {"updates": 100}, "solved", 3, 0),
+        ({}, {"updates": 10, "until_solved": False}, "limit", 10, 0),
+        ({"right_after": 50}, {"updates": 10}, "limit", 10, 1),
+        ({"break_after": 2}, {"updates": 10}, "diverged", 2, 1),
     ],
 )
-def test_training_stops_for_a_reason(monkeypatch, options, limits, stopped, updates, error):
+def test_training_ends_for_a_reason(monkeypatch, options, limits, ended, updates, error):
     monkeypatch.setitem(four_ways.WAYS, "fake", lambda task, generator: Fake(task, generator, **options))
-    monkeypatch.setattr(four_ways, "LOOKS", 1000)  # at every update
     task = tasks.addition(40)
-    course = four_ways.train("fake", task, task.sample(50, torch.Generator().manual_seed(0)), 0, *limits)
-    assert (course.stopped, course.updates[-1], course.errors[-1]) == (stopped, updates, error)
+    test = task.sample(50, torch.Generator().manual_seed(0))
+    course = four_ways.train("fake", task, test, 0, four_ways.Limits(looks=1000, **limits))  # a look at every update
+    assert (course.ended, course.updates[-1], course.errors[-1]) == (ended, updates, error)
     assert course.updates == list(range(updates + 1)) and course.errors[0] == 1
 
 
 def test_two_runs_are_the_same():
     task = tasks.temporal_order(10)
     test = task.sample(100, torch.Generator().manual_seed(1))
-    runs = [four_ways.train("momentum", task, test, 0, float("inf"), 5, False) for _ in range(2)]
+    runs = [four_ways.train("momentum", task, test, 0, four_ways.Limits(updates=5)) for _ in range(2)]
     assert runs[0].errors == runs[1].errors and runs[0].wrong == runs[1].wrong and runs[0].updates[-1] == 5
