@@ -33,7 +33,7 @@ def command(*arguments):
 def test_command_learns_a_short_task(tmp_path):
     files = {"--plot": tmp_path / "x.png", "--json": tmp_path / "x.json"}
     options = [part for pair in files.items() for part in pair]
-    done = command("--task", "temporal_order", "--T", 10, "--budget", 20, "--ways", "sgd", "lstm", "momentum", *options)
+    done = command("--task", "temporal_order", "--T", 10, "--budget", 8, "--ways", "sgd", "lstm", "momentum", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
     image = matplotlib.image.imread(files["--plot"])
