@@ -121,6 +121,25 @@ def test_training_ends_for_a_reason(monkeypatch, options, limits, ended, updates
     assert course.updates == list(range(updates + 1)) and course.errors[0] == 1
 
 
+def test_an_echo_state_network_adds():
+    pytest.importorskip("rnnfast.reservoir")
+    task = tasks.addition(40)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("esn", task, test, 0, four_ways.Limits(updates=4))
+    assert course.ended == "solved" and course.errors[0] > 0.8
+
+
+def test_hessian_free_runs():
+    from rnnfast import optim
+
+    if not hasattr(optim, "HessianFree"):
+        pytest.skip("rnnfast.optim.HessianFree is not there yet")
+    task = tasks.temporal_order(10)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("hf", task, test, 0, four_ways.Limits(updates=3))
+    assert course.ended in ("solved", "limit") and course.errors[-1] < course.errors[0]
+
+
 def test_two_runs_are_the_same():
     task = tasks.temporal_order(10)
     test = task.sample(100, torch.Generator().manual_seed(1))
