@@ -253,18 +253,20 @@ def table(courses, task):
 
 def plot(path, courses, task):
     """Learning curves: the test error over seconds and over updates."""
-    _, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
     least = 0.5 / TEST  # where no error would be, on an axis that has no 0
-    for k, course in enumerate(courses):
+    for course in courses:
+        color = f"C{list(WAYS).index(course.way)}"
         errors = [max(error, least) for error in course.errors]
         for axis, along in zip(axes, (course.seconds, course.updates), strict=True):
-            axis.plot(along, errors, f"C{k}.-", lw=1.5, ms=4, label=course.title)
+            axis.plot(along, errors, f"{color}.-", lw=1.5, ms=4, label=course.title)
     for axis, label in zip(axes, ("seconds of training", "updates"), strict=True):
         axis.axhline(tasks.SOLVED, color="0.6", lw=1, ls="--")
         axis.set(xlabel=label, yscale="log", ylim=(least / 1.5, 1.5))
     axes[1].set_xscale("symlog", linthresh=10)
+    axes[1].set_xlim(left=0)
     axes[0].set(ylabel="share of wrong test sequences", title=f"{task.name}, T={task.T} (dashed: solved)")
-    axes[0].legend(loc="lower left", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(courses), fontsize=8)
     plt.savefig(path, dpi=120)
 
 
