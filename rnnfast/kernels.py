@@ -127,8 +127,15 @@ def _dense(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torc
         tensor = tensor.resolve_neg()
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel():
+        if not tensor._is_zerotensor():
+            raise RuntimeError(
+                f"{name}: expected numbers in memory, got a {type(tensor).__name__} that has none of its own"
+            )
+        tensor = tensor.clone()  # zeros that forward mode has not written down
     # numpy arrays may start between two numbers
-    return tensor.clone() if tensor.data_ptr() % dtype.itemsize else tensor
+    return tensor.clone() if address % dtype.itemsize else tensor
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
