@@ -1,8 +1,9 @@
 """What autograd hands out and asks back: checkpoints, hooks on saved tensors, only the gradients asked for, the same
-bits every time; and what stands in for a framework that wants a gradient for each sample."""
+bits every time; and gradients of each sample for Opacus."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from cases import LARGE, Case, make_inputs, make_module
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
-from rnnfast import kernels, library
+from rnnfast import kernels, library, ops
 
 EXAMPLES = [
     Case("LSTM", T=5, B=3, I=3, H=6, L=2, D=2),
@@ -298,3 +299,78 @@ def test_deterministic(case: Case) -> None:
             assert_bits(everything(), want)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# ------------------------------------------------------------------- frameworks that want a gradient for each sample
+
+
+class Sequences(rnnfast.LSTM):
+    """The adapter that the README shows: only the output sequence, since Opacus knows layers of one tensor."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)[0]
+
+
+class States(rnnfast.RNN):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)[0]
+
+
+class Classifier(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            Sequences(3, 5, 2, bidirectional=True, batch_first=True), States(10, 4, batch_first=True), nn.Linear(4, 2)
+        )
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self(x)[:, -1].square().sum()
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch) -> list[torch.Size]:
+    calls, recurrent = [], ops.recurrent
+    monkeypatch.setattr(ops, "recurrent", lambda mode, x, *rest: calls.append(x.shape) or recurrent(mode, x, *rest))
+    return calls
+
+
+@pytest.fixture
+def per_sample() -> tuple[Classifier, Tensor, list[Tensor]]:
+    """A model, x (B,T,I), and its weight gradients (B,...) from one sequence after the other."""
+    torch.manual_seed(0)
+    model, x = Classifier().double(), torch.randn(6, 7, 3, dtype=torch.float64)
+    weights = list(model.parameters())
+    each = [torch.autograd.grad(model.loss(x[b : b + 1]), weights) for b in range(len(x))]
+    return model, x, [torch.stack(gradients) for gradients in zip(*each, strict=True)]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor]) -> None:
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_per_sample_gradients_of_a_layer_from_its_outputs(per_sample, kernel_calls) -> None:
+    """What Opacus does, without it: functional_call on a copy of each layer whose own weights have no numbers."""
+    model, x, want = per_sample
+    layer = model[0]
+    y = layer(x).detach().requires_grad_()  # (B,T,D*R)
+    (dy,) = torch.autograd.grad(model[2](model[1](y))[:, -1].square().sum(), y)
+    stateless = copy.deepcopy(layer).to("meta")
+
+    def loss(weights: dict[str, Tensor], x: Tensor, dy: Tensor) -> Tensor:
+        return (functional_call(stateless, weights, x.unsqueeze(0)) * dy.unsqueeze(0)).sum()
+
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+    before = len(kernel_calls)
+    got = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, dy)
+    assert_close(list(got.values()), want[: len(got)])
+    assert len(kernel_calls) == before + 1  # for all samples
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("force_functorch", [False, True])
+def test_opacus(per_sample, force_functorch: bool) -> None:
+    grad_sample = pytest.importorskip("opacus.grad_sample")
+    model, x, want = per_sample
+    wrapped = grad_sample.GradSampleModule(model, loss_reduction="sum", force_functorch=force_functorch)
+    wrapped(x)[:, -1].square().sum().backward()
+    assert_close([p.grad_sample for p in model.parameters()], want)
