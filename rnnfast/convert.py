@@ -10,7 +10,7 @@ import torch
 from rnnfast import modules
 
 _log = logging.getLogger("rnnfast")
-_TWINS: dict[type, type] = {
+_TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.LSTM: modules.LSTM,
     torch.nn.RNN: modules.RNN,
     torch.nn.LSTMCell: modules.LSTMCell,
@@ -48,11 +48,14 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _swap(
-    model: torch.nn.Module, twins: dict[type, type], also: Callable[[torch.nn.Module], str | None]
+    model: torch.nn.Module,
+    twins: dict[type[torch.nn.Module], type[torch.nn.Module]],
+    also: Callable[[torch.nn.Module], str | None],
 ) -> torch.nn.Module:
     """Gives every layer its twin's class; `also` tells what else is worth a line in the log, and why."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model should be a torch.nn.Module, got {type(model).__name__}")
+    module: torch.nn.Module
     for name, module in model.named_modules():  # each shared module once
         label, old = name or "(the model itself)", type(module)
         reason = _why_not(module) if isinstance(module, tuple(twins)) else also(module)

@@ -7,8 +7,9 @@ belong to (None: zeros), and gradients that are not wanted are None.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,6 +47,18 @@ class Stack(NamedTuple):
 class Inputs(NamedTuple):
     """What a derivative is taken in: x (T,B,I) or (N,I), h0 (L*D,B,R), c0 (L*D,B,H), weights as torch orders them."""
 
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[Tensor]
+
+    def flat(self) -> list[Tensor | None]:
+        return [self.x, self.h0, self.c0, *self.weights]
+
+
+class SomeInputs(NamedTuple):
+    """Tangents or gradients, one for each of the inputs that has one."""
+
     x: Tensor | None
     h0: Tensor | None
     c0: Tensor | None
@@ -57,6 +70,14 @@ class Inputs(NamedTuple):
 
 class Outputs(NamedTuple):
     """y (T,B,D*R) or (N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) (None for Elman)."""
+
+    y: Tensor
+    h_n: Tensor
+    c_n: Tensor | None
+
+
+class SomeOutputs(NamedTuple):
+    """Gradients, one for each of the outputs that has one."""
 
     y: Tensor | None
     h_n: Tensor | None
@@ -75,12 +96,14 @@ class Past(NamedTuple):
 
 
 class _Sizes(NamedTuple):
+    stack: Stack
     T: int
     B: int
     I: int  # noqa: E741
     H: int
     P: int
     N: int
+    packed: bool
 
     @property
     def R(self) -> int:
@@ -93,131 +116,41 @@ def _sizes(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> _Sizes:
     P = R if stack.projected(weights) else 0
     if batch_sizes is None:
         T, B, I = x.shape  # noqa: E741
-        return _Sizes(T, B, I, H, P, T * B)
+        return _Sizes(stack, T, B, I, H, P, T * B, False)
     N, I = x.shape  # noqa: E741
-    return _Sizes(batch_sizes.numel(), int(batch_sizes[0]), I, H, P, N)
+    return _Sizes(stack, batch_sizes.numel(), int(batch_sizes[0]), I, H, P, N, True)
 
 
-# --- everything that keeps the kernels inside their arrays ------------------------------------------------------------
+_Shape: TypeAlias = tuple[int, ...]
+
+
+class _Shapes(NamedTuple):
+    names: list[str]  # of the inputs
+    inputs: list[_Shape]  # x, h0, c0, weights
+    outputs: list[_Shape]  # y, h_n, c_n
+    dropout: _Shape
 
 
 @lru_cache(maxsize=512)
-def _weight_shapes(stack: Stack, I: int, H: int, P: int) -> list[tuple[int, ...]]:  # noqa: E741
-    shapes: list[tuple[int, ...]] = []
+def _shapes(s: _Sizes) -> _Shapes:
+    """Of every array of a call of these sizes."""
+    stack, LD = s.stack, s.stack.L * s.stack.D
+    rows = (s.N,) if s.packed else (s.T, s.B)
+    states: list[_Shape] = [(LD, s.B, s.R), (LD, s.B, s.H)]
+    y = (*rows, stack.D * s.R)
+    weights: list[_Shape] = []
     for layer in range(stack.L):
-        width = I if layer == 0 else stack.D * (P or H)
-        one = [(stack.gates * H, width), (stack.gates * H, P or H)]
-        one += [(stack.gates * H,)] * 2 if stack.bias else []
-        one += [(P, H)] if P else []
-        shapes += one * stack.D
-    return shapes
-
-
-def _dense(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
-    """The same numbers laid out as the kernels read them, after a check that they are what the kernels expect."""
-    if tensor is None:
-        return None
-    if tensor.shape != shape:
-        raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if tensor.dtype is not dtype:
-        raise RuntimeError(f"{name}: expected dtype {dtype} like the input, got {tensor.dtype}")
-    if not tensor.is_cpu:
-        raise RuntimeError(f"{name}: expected device cpu like the input, got {tensor.device}")
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
-    # numpy arrays may start between two numbers
-    return tensor.clone() if tensor.data_ptr() % dtype.itemsize else tensor
-
-
-def _addresses(*tensors: Tensor | None) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-@lru_cache(maxsize=512)
-def _padded_shape(stack: Stack, s: _Sizes) -> _C.Shape:
-    return _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, 0)
-
-
-def _packed_shape(stack: Stack, s: _Sizes, batch_sizes: Tensor) -> _C.Shape:
-    """The shape keeps a pointer to batch_sizes; the caller keeps batch_sizes."""
-    shape = _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, batch_sizes.data_ptr())
-    if shape.rows != s.N:
-        raise RuntimeError(f"input: expected {shape.rows} rows, the sum of batch_sizes, got {s.N}")
-    return shape
-
-
-class _Call:
-    """A checked call on dense arrays: the sizes, and how the parts of it are passed."""
-
-    def __init__(self, stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None) -> None:
-        x = inputs.x
-        self.dtype = x.dtype
-        if self.dtype not in _SUFFIX or not x.is_cpu:
-            raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
-        self.stack = stack
-        self.sizes = s = _sizes(stack, inputs, batch_sizes)
-        self.rows = x.shape[:-1]
-        self.inputs = self.dense_inputs("", inputs)
-        self.dropout = _dense("dropout_masks", dropout, (stack.L - 1, *self.rows, stack.D * s.R), self.dtype)
-        if batch_sizes is None:
-            self.shape = _padded_shape(stack, s)
-        else:
-            self.batch_sizes = _dense("batch_sizes", batch_sizes, (s.T,), torch.int64)
-            self.shape = _packed_shape(stack, s, self.batch_sizes)
-
-    @classmethod
-    def of(cls, past: Past) -> _Call:
-        return cls(past.stack, past.inputs, past.batch_sizes, past.dropout)
-
-    def dense_inputs(self, what: str, inputs: Inputs) -> Inputs:
-        stack, s, dtype = self.stack, self.sizes, self.dtype
-        shapes = _weight_shapes(stack, s.I, s.H, s.P)
-        if len(inputs.weights) != len(shapes):
-            raise RuntimeError(f"{what}weights: expected {len(shapes)} tensors, got {len(inputs.weights)}")
-        return Inputs(
-            _dense(f"{what}x", inputs.x, (*self.rows, s.I), dtype),
-            _dense(f"{what}h0", inputs.h0, (stack.L * stack.D, s.B, s.R), dtype),
-            _dense(f"{what}c0", inputs.c0, (stack.L * stack.D, s.B, s.H), dtype),
-            [
-                _dense(f"{what}weight", weight, shape, dtype)
-                for weight, shape in zip(inputs.weights, shapes, strict=True)
-            ],
-        )
-
-    def dense_outputs(self, what: str, outputs: Outputs) -> Outputs:
-        LD, s, dtype = self.stack.L * self.stack.D, self.sizes, self.dtype
-        return Outputs(
-            _dense(f"{what}y", outputs.y, (*self.rows, self.stack.D * s.R), dtype),
-            _dense(f"{what}h_n", outputs.h_n, (LD, s.B, s.R), dtype),
-            _dense(f"{what}c_n", outputs.c_n, (LD, s.B, s.H), dtype),
-        )
-
-    def start(self) -> tuple[_C.Shape, int, list[int]]:
-        return self.shape, torch.get_num_threads(), _addresses(*self.inputs.weights)
-
-    def past(self, past: Past) -> list[int]:
-        x, h0, c0, _ = self.inputs
-        return _addresses(x, h0, c0, self.dropout, past.y, past.reserve)
-
-    def empty_outputs(self) -> Outputs:
-        LD, s, new_empty = self.stack.L * self.stack.D, self.sizes, self.inputs.x.new_empty
-        y, h_n = new_empty((*self.rows, self.stack.D * s.R)), new_empty((LD, s.B, s.R))
-        return Outputs(y, h_n, new_empty((LD, s.B, s.H)) if self.stack.lstm else None)
-
-    def empty_gradients(self, wanted: list[bool], groups: int) -> Inputs:
-        """Room for the gradients: of the weights with a leading dimension `groups` if there are several."""
-        lead = (groups,) if groups > 1 else ()
-        x, h0, c0 = (
-            torch.empty_like(t) if t is not None and want else None
-            for t, want in zip(self.inputs[:3], wanted, strict=False)
-        )
-        weights = [
-            w.new_empty((*lead, *w.shape)) if want else None
-            for w, want in zip(self.inputs.weights, wanted[3:], strict=True)
-        ]
-        return Inputs(x, h0, c0, weights)
+        width = s.I if layer == 0 else stack.D * s.R
+        one: list[_Shape] = [(stack.gates * s.H, width), (stack.gates * s.H, s.R)]
+        one += [(stack.gates * s.H,)] * 2 if stack.bias else []
+        one += [(s.P, s.H)] if s.P else []
+        weights += one * stack.D
+    return _Shapes(
+        names=["x", "h0", "c0", *["weight"] * len(weights)],
+        inputs=[(*rows, s.I), *states, *weights],
+        outputs=[y, *states],
+        dropout=(stack.L - 1, *y),
+    )
 
 
 @lru_cache(maxsize=512)
@@ -226,11 +159,136 @@ def reserve_per_row(stack: Stack, H: int, P: int) -> int:
     return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
 
 
-def _new_reserve(size: int, like: Tensor) -> Tensor:
-    """Uninitialised (size), if large in memory that the core keeps for the next pass."""
-    bytes = size * like.element_size()
+# --- everything that keeps the kernels inside their arrays ------------------------------------------------------------
+
+
+def _dense(name: str, tensor: Tensor, shape: _Shape, dtype: torch.dtype) -> Tensor:
+    """The same numbers laid out as the kernels read them, after a check that they are what the kernels expect."""
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype is not dtype:
+        raise RuntimeError(f"{name}: expected dtype {dtype} like the input, got {tensor.dtype}")
+    if not tensor.is_cpu:
+        raise RuntimeError(f"{name}: expected device cpu like the input, got {tensor.device}")
+    if tensor._is_zerotensor():
+        return tensor.clone()  # zeros that forward mode has not written down
+    tensor = tensor.resolve_neg().contiguous()
+    if tensor.data_ptr() == 0 and tensor.numel():
+        raise RuntimeError(
+            f"{name}: expected numbers in memory, got a {type(tensor).__name__} that has none of its own"
+        )
+    # numpy arrays may start between two numbers
+    return tensor.clone() if tensor.data_ptr() % dtype.itemsize else tensor
+
+
+def _all_dense(
+    what: str, names: Sequence[str], tensors: Sequence[Tensor | None], shapes: Sequence[_Shape], dtype: torch.dtype
+) -> list[Tensor | None]:
+    """As `_dense`, which has no more to do with most tensors."""
+    size = dtype.itemsize
+    return [
+        tensor
+        if tensor is None
+        or (
+            tensor.shape == shape
+            and tensor.dtype is dtype
+            and tensor.is_cpu
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+            and (address := tensor.data_ptr())
+            and not address % size
+        )
+        else _dense(what + name, tensor, shape, dtype)
+        for name, tensor, shape in zip(names, tensors, shapes, strict=True)
+    ]
+
+
+def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _shape(s: _Sizes, batch_sizes: int) -> _C.Shape:
+    stack = s.stack
+    return _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, batch_sizes)
+
+
+@lru_cache(maxsize=512)
+def _padded_shape(s: _Sizes) -> _C.Shape:
+    return _shape(s, 0)
+
+
+class _Call:
+    """A checked call on dense arrays, and how they are passed."""
+
+    def __init__(self, stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None) -> None:
+        x = inputs.x
+        self.dtype = x.dtype
+        if self.dtype not in _SUFFIX or not x.is_cpu:
+            raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
+        self.new_empty = x.new_empty
+        self.sizes = s = _sizes(stack, inputs, batch_sizes)
+        self.shapes = shapes = _shapes(s)
+        self.inputs = self.dense_inputs("", inputs.flat())
+        self.dropout = None if dropout is None else _dense("dropout_masks", dropout, shapes.dropout, self.dtype)
+        if batch_sizes is None:
+            self.shape = _padded_shape(s)
+            return
+        self.batch_sizes = _dense("batch_sizes", batch_sizes, (s.T,), torch.int64)  # the shape keeps its address
+        self.shape = _shape(s, self.batch_sizes.data_ptr())
+        if self.shape.rows != s.N:
+            raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
+
+    def dense_inputs(self, what: str, inputs: list[Tensor | None]) -> list[Tensor | None]:
+        """x, h0, c0, weights, or something as large as each of them."""
+        shapes = self.shapes.inputs
+        if len(inputs) != len(shapes):
+            raise RuntimeError(f"{what}weights: expected {len(shapes) - 3} tensors, got {len(inputs) - 3}")
+        return _all_dense(what, self.shapes.names, inputs, shapes, self.dtype)
+
+    def dense_outputs(self, what: str, outputs: SomeOutputs) -> list[Tensor | None]:
+        """y, h_n, c_n, or something as large as each of them."""
+        return _all_dense(what, ("y", "h_n", "c_n"), outputs, self.shapes.outputs, self.dtype)
+
+    def start(self) -> tuple[_C.Shape, int, list[int]]:
+        return self.shape, torch.get_num_threads(), _addresses(self.inputs[3:])
+
+    def reserve_shape(self) -> _Shape:
+        s = self.sizes
+        return (s.N * reserve_per_row(s.stack, s.H, s.P),)
+
+    def empty_outputs(self) -> Outputs:
+        new_empty, (y, h_n, c_n) = self.new_empty, self.shapes.outputs
+        return Outputs(new_empty(*y), new_empty(*h_n), new_empty(*c_n) if self.sizes.stack.lstm else None)
+
+    def empty_gradients(self, wanted: Sequence[bool], groups: int) -> SomeInputs:
+        """Room for the gradients: of the weights with a leading dimension `groups` if there are several."""
+        shapes = self.shapes.inputs
+        if groups > 1:
+            shapes = [*shapes[:3], *((groups, *shape) for shape in shapes[3:])]
+        x, h0, c0, *weights = (
+            self.new_empty(*shape) if want and tensor is not None else None
+            for tensor, shape, want in zip(self.inputs, shapes, wanted, strict=True)
+        )
+        return SomeInputs(x, h0, c0, weights)
+
+
+class _PastCall(_Call):
+    """A call that goes on from a finished forward pass."""
+
+    def __init__(self, past: Past) -> None:
+        super().__init__(past.stack, past.inputs, past.batch_sizes, past.dropout)
+        shapes = self.shapes.outputs[0], self.reserve_shape()
+        self.kept = _all_dense("", ("y", "reserve"), (past.y, past.reserve), shapes, self.dtype)
+
+    def past(self) -> list[int]:
+        return _addresses((*self.inputs[:3], self.dropout, *self.kept))
+
+
+def _new_reserve(shape: _Shape, like: Tensor) -> Tensor:
+    """Uninitialised, if large in memory that the core keeps for the next pass."""
+    bytes = shape[0] * like.element_size()
     if bytes < _C.LARGE_MEMORY:
-        return like.new_empty(size)
+        return like.new_empty(shape)
     return torch.frombuffer(_C.Memory(bytes), dtype=like.dtype)
 
 
@@ -242,63 +300,61 @@ def forward(
 ) -> tuple[Outputs, Tensor | None]:
     """The outputs, and if `keep` the reserve (N * reserve_per_row) that the derivatives need."""
     call = _Call(stack, inputs, batch_sizes, dropout)
-    s, (x, h0, c0, _) = call.sizes, call.inputs
     outputs = call.empty_outputs()
-    reserve = _new_reserve(s.N * reserve_per_row(stack, s.H, s.P), x) if keep else None
+    reserve = _new_reserve(call.reserve_shape(), inputs.x) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
-    _FORWARD[x.dtype](*call.start(), [*_addresses(x, h0, c0, call.dropout, *outputs), kept])
+    arrays = _addresses((*call.inputs[:3], call.dropout, *outputs))
+    _FORWARD[call.dtype](*call.start(), [*arrays, kept])
     return outputs, reserve
 
 
-def backward(past: Past, cotangents: Outputs, wanted: list[bool], groups: int = 1) -> Inputs:
+def backward(past: Past, cotangents: SomeOutputs, wanted: Sequence[bool], groups: int = 1) -> SomeInputs:
     """Gradients of <cotangents, outputs>; of the weights for each group of sequences (b % groups) on its own."""
-    call = _Call.of(past)
+    call = _PastCall(past)
     d = call.dense_outputs("gradient of ", cotangents)
     grads = call.empty_gradients(wanted, groups)
-    _BACKWARD[past.y.dtype](
-        *call.start(), call.past(past), _addresses(*d, *grads[:3]), _addresses(*grads.weights), groups
-    )
+    _BACKWARD[call.dtype](*call.start(), call.past(), _addresses((*d, *grads[:3])), _addresses(grads.weights), groups)
     return grads
 
 
-def tangent(past: Past, tangents: Inputs) -> Outputs:
+def tangent(past: Past, tangents: SomeInputs) -> Outputs:
     """The derivative of the outputs along `tangents`."""
-    call = _Call.of(past)
-    v = call.dense_inputs("tangent of ", tangents)
+    call = _PastCall(past)
+    v = call.dense_inputs("tangent of ", tangents.flat())
     outputs = call.empty_outputs()
-    _TANGENT[past.y.dtype](*call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights))
+    _TANGENT[call.dtype](*call.start(), call.past(), _addresses((*v[:3], *outputs)), _addresses(v[3:]))
     return outputs
 
 
 def second(
     past: Past,
-    tangents: Inputs,
-    first: Outputs,
-    plain: Outputs,
-    wanted_first: list[bool],
-    wanted_plain: list[bool],
+    tangents: SomeInputs,
+    first: SomeOutputs,
+    plain: SomeOutputs,
+    wanted_first: Sequence[bool],
+    wanted_plain: Sequence[bool],
     groups: int = 1,
-) -> tuple[Outputs, Inputs, Inputs]:
+) -> tuple[Outputs, SomeInputs, SomeInputs]:
     """Second derivatives: of S = <first, tangent outputs> + <plain, outputs>.
 
     Returns:
         The tangent outputs, the gradients of S with respect to the tangents, and with respect to the inputs.
     """
-    call = _Call.of(past)
-    v = call.dense_inputs("tangent of ", tangents)
-    first, plain = call.dense_outputs("gradient of ", first), call.dense_outputs("gradient of ", plain)
+    call = _PastCall(past)
+    v = call.dense_inputs("tangent of ", tangents.flat())
+    d_first, d_plain = (call.dense_outputs("gradient of ", some) for some in (first, plain))
     outputs = call.empty_outputs()
     to_first, to_plain = call.empty_gradients(wanted_first, groups), call.empty_gradients(wanted_plain, groups)
-    _SECOND[past.y.dtype](
+    _SECOND[call.dtype](
         *call.start(),
-        call.past(past),
-        _addresses(*v[:3], *outputs),
-        _addresses(*v.weights),
-        _addresses(*first, *to_first[:3]),
-        _addresses(*to_first.weights),
-        _addresses(*plain, *to_plain[:3]),
-        _addresses(*to_plain.weights),
+        call.past(),
+        _addresses((*v[:3], *outputs)),
+        _addresses(v[3:]),
+        _addresses((*d_first, *to_first[:3])),
+        _addresses(to_first.weights),
+        _addresses((*d_plain, *to_plain[:3])),
+        _addresses(to_plain.weights),
         groups,
     )
     return outputs, to_first, to_plain

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnfast import kernels
-from rnnfast.kernels import Inputs, Outputs, Past, Stack
+from rnnfast.kernels import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 _library = torch.library.Library("rnnfast", "DEF")
 _STACK = "int cell, int layers, int directions, bool bias"
@@ -42,11 +42,11 @@ def _present(tensors: Any) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
-def _unflatten(wanted: Any, some: Any) -> Inputs:
+def _unflatten(wanted: Any, some: Any) -> SomeInputs:
     """The gradients that were wanted, in their places."""
     given = iter(some)
     x, h0, c0, *weights = (next(given) if want else None for want in wanted)
-    return Inputs(x, h0, c0, weights)
+    return SomeInputs(x, h0, c0, weights)
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -75,6 +75,7 @@ def _forward_cpu(*args):
 def _outputs_fake(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> list[Tensor]:
     x, h0, _, weights = inputs
     H, R = weights[0].size(0) // stack.gates, weights[1].size(1)
+    B: int | torch.SymInt
     if batch_sizes is None:
         B = x.size(1)
     else:  # how many sequences run at the first step is data, unless an initial state tells
@@ -98,7 +99,7 @@ def _forward_fake(*args):
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
-def backward(past: Past, cotangents: Outputs, wanted: Any, groups: int = 1) -> Inputs:
+def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
     """See kernels.backward."""
     if not _is_traced(past.y):
         return kernels.backward(past, cotangents, wanted, groups)
@@ -106,13 +107,13 @@ def backward(past: Past, cotangents: Outputs, wanted: Any, groups: int = 1) -> I
 
 
 def _backward_cpu(*args):
-    return _present(kernels.backward(_past(args), Outputs(*args[12:15]), *args[15:]).flat())
+    return _present(kernels.backward(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
 
 
 def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Tensor]:
-    lead = (groups,) if groups > 1 else ()
-    shapes = [None if t is None else t.shape for t in inputs[:3]] + [(*lead, *w.shape) for w in inputs.weights]
-    return [inputs.x.new_empty(shape) for shape, want in zip(shapes, wanted, strict=True) if want]
+    leads: list[tuple[int, ...]] = [()] * 3 + [(groups,) if groups > 1 else ()] * len(inputs.weights)
+    triples = zip(leads, inputs.flat(), wanted, strict=True)
+    return [t.new_empty((*lead, *t.shape)) for lead, t, want in triples if want and t is not None]
 
 
 def _backward_fake(*args):
@@ -122,7 +123,7 @@ def _backward_fake(*args):
 # --- tangent ----------------------------------------------------------------------------------------------------------
 
 
-def tangent(past: Past, tangents: Inputs) -> Outputs:
+def tangent(past: Past, tangents: SomeInputs) -> Outputs:
     """See kernels.tangent."""
     if not _is_traced(past.y):
         return kernels.tangent(past, tangents)
@@ -131,7 +132,7 @@ def tangent(past: Past, tangents: Inputs) -> Outputs:
 
 
 def _tangent_cpu(*args):
-    return _present(kernels.tangent(_past(args), Inputs(*args[12:16])))
+    return _present(kernels.tangent(_past(args), SomeInputs(*args[12:16])))
 
 
 def _tangent_fake(*args):
@@ -143,8 +144,14 @@ def _tangent_fake(*args):
 
 
 def second(
-    past: Past, tangents: Inputs, first: Outputs, plain: Outputs, wanted_first: Any, wanted_plain: Any, groups: int = 1
-) -> tuple[Outputs, Inputs, Inputs]:
+    past: Past,
+    tangents: SomeInputs,
+    first: SomeOutputs,
+    plain: SomeOutputs,
+    wanted_first: Any,
+    wanted_plain: Any,
+    groups: int = 1,
+) -> tuple[Outputs, SomeInputs, SomeInputs]:
     """See kernels.second."""
     if not _is_traced(past.y):
         return kernels.second(past, tangents, first, plain, wanted_first, wanted_plain, groups)
@@ -155,7 +162,7 @@ def second(
 
 
 def _second_cpu(*args):
-    tangents, first, plain = Inputs(*args[12:16]), Outputs(*args[16:19]), Outputs(*args[19:22])
+    tangents, first, plain = SomeInputs(*args[12:16]), SomeOutputs(*args[16:19]), SomeOutputs(*args[19:22])
     outputs, *grads = kernels.second(_past(args), tangents, first, plain, *args[22:])
     return _present((*outputs, *grads[0].flat(), *grads[1].flat()))
 

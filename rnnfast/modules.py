@@ -8,8 +8,8 @@ operators what has no kernel (after one warning).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ __all__ = ["LSTM", "RNN", "FallbackWarning", "LSTMCell", "RNNCell"]
 class FallbackWarning(UserWarning):
     """Given once for each reason why torch's operators run instead of rnnfast's kernels."""
 
+
+_Device: TypeAlias = torch.device | str | int | None
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}  # of an Elman network, by nonlinearity
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -79,19 +81,23 @@ def _is_pair(hx: object) -> bool:
 
 def _weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     """The tensors of these names, whatever put them there: parametrizations, pruning, data parallelism."""
-    parameters = module._parameters  # a fifth of the time of getattr on a Module
+    parameters: dict[str, Any] = module._parameters  # a fifth of the time of getattr on a Module
     return [parameters[name] if name in parameters else getattr(module, name) for name in names]
 
 
-def _select(state: Tensor | None, order: Tensor | None) -> Tensor | None:
-    """The states (L*D,B,...) of the batch in another order."""
-    return state if state is None or order is None else state.index_select(1, order)
+def _unpack(input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Data, batch sizes, and the order of the batch to and fro."""
+    return input if isinstance(input, PackedSequence) else (input, None, None, None)
+
+
+def _each(f: Callable[[Tensor], Tensor], h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return f(h), None if c is None else f(c)
 
 
 class _Layer(RNNBase):
     """What LSTM and RNN have in common."""
 
-    _torch_layer: type[torch.nn.Module]
+    _torch_forward: ClassVar[Callable[..., Any]]
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the weights where they are."""
@@ -99,38 +105,42 @@ class _Layer(RNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, Any]:
-        packed = isinstance(input, PackedSequence)
-        x, batch_sizes, order, back = input if packed else (input, None, None, None)
+        x, batch_sizes, order, back = _unpack(input)
         weights = _weights(self, self._flat_weights_names)
         if not self._fits(x, batch_sizes, hx, weights[0]):
             return self._forward_by_torch(input, hx)
-        h0, c0 = (None, None) if hx is None else hx if self.mode == "LSTM" else (hx, None)
-        single = not packed and x.dim() == 2
+        h0, c0 = (hx, None) if isinstance(hx, Tensor) else hx or (None, None)
+        padded = batch_sizes is None
+        single = padded and x.dim() == 2
         if single:
             x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
-            h0, c0 = (None if state is None else state.unsqueeze(1) for state in (h0, c0))
-        elif not packed and self.batch_first:
+        elif padded and self.batch_first:
             x = x.transpose(0, 1)  # (B,T,I) -> (T,B,I)
+        if h0 is not None and single:
+            h0, c0 = _each(lambda state: state.unsqueeze(1), h0, c0)
+        elif h0 is not None and order is not None:
+            h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
         y, h_n, c_n = ops.recurrent(
             self.mode,
             x,
             batch_sizes,
-            _select(h0, order),
-            _select(c0, order),
+            h0,
+            c0,
             weights,
             self.num_layers,
             self.bidirectional,
             self.bias,
             self._dropout_masks(x),
         )
-        if packed:
-            y = PackedSequence(y, batch_sizes, order, back)
-            h_n, c_n = _select(h_n, back), _select(c_n, back)
-        elif single:
-            y, h_n, c_n = y.squeeze(1), h_n.squeeze(1), None if c_n is None else c_n.squeeze(1)
-        elif self.batch_first:
+        if single:
+            y = y.squeeze(1)
+            h_n, c_n = _each(lambda state: state.squeeze(1), h_n, c_n)
+        elif padded and self.batch_first:
             y = y.transpose(0, 1)
-        return y, h_n if c_n is None else (h_n, c_n)
+        elif back is not None:
+            h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
+        output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
+        return output, h_n if c_n is None else (h_n, c_n)
 
     def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor) -> bool:
         """Is there a kernel for this call, and is everything of the right size?"""
@@ -156,16 +166,7 @@ class _Layer(RNNBase):
 
     def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
         """What has no kernel, and what has no answer: torch computes the one and says what is wrong with the other."""
-        several = isinstance(hx, (tuple, list)) and len(hx) > 1
-        if self.mode == "LSTM" and isinstance(input, PackedSequence) and several:
-            # There torch.nn.LSTM forgets to check, and reads beyond states of too few or too many layers.
-            x, batch_sizes, order, _ = input
-            states = self.permute_hidden(hx, order)
-            sizes = self.get_expected_hidden_size(x, batch_sizes), self.get_expected_cell_size(x, batch_sizes)
-            for i, size in enumerate(sizes):
-                if isinstance(states[i], Tensor) and states[i].dim() > 2:
-                    self.check_hidden_size(states[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
-        return self._torch_layer.forward(self, input, hx)
+        return self._torch_forward(input, hx)
 
     def _dropout_masks(self, x: Tensor) -> Tensor | None:
         """(L-1,T,B,D*R) or (L-1,N,D*R), drawn as torch draws them: the same seed drops the same units."""
@@ -202,19 +203,42 @@ class LSTM(_Layer):
     Outputs: output (T,B,D*P or D*H) like the input, (h_n, c_n) like (h_0, c_0).
     """
 
-    _torch_layer = torch.nn.LSTM
+    _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.LSTM.forward
+    get_expected_cell_size: ClassVar[Callable[..., Any]] = torch.nn.LSTM.get_expected_cell_size
+    check_forward_args: ClassVar[Callable[..., Any]] = torch.nn.LSTM.check_forward_args
+    permute_hidden: ClassVar[Callable[..., Any]] = torch.nn.LSTM.permute_hidden
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+    if TYPE_CHECKING:
 
-    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        return torch.nn.LSTM.get_expected_cell_size(self, input, batch_sizes)
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            proj_size: int = 0,
+            device: _Device = None,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
 
-    def check_forward_args(self, input, hidden, batch_sizes) -> None:
-        torch.nn.LSTM.check_forward_args(self, input, hidden, batch_sizes)
+    else:  # wrong arguments get torch's own words
 
-    def permute_hidden(self, hx, permutation):
-        return torch.nn.LSTM.permute_hidden(self, hx, permutation)
+        def __init__(self, *args, **kwargs):
+            super().__init__("LSTM", *args, **kwargs)
+
+    def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+        if isinstance(input, PackedSequence) and isinstance(hx, (tuple, list)) and len(hx) > 1:
+            # There torch.nn.LSTM forgets to check, and reads beyond states of too few or too many layers.
+            x, batch_sizes, order, _ = input
+            states = self.permute_hidden(hx, order)
+            sizes = self.get_expected_hidden_size(x, batch_sizes), self.get_expected_cell_size(x, batch_sizes)
+            for i, size in enumerate(sizes):
+                if isinstance(states[i], Tensor) and states[i].dim() > 2:
+                    self.check_hidden_size(states[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
+        return super()._forward_by_torch(input, hx)
 
 
 class RNN(_Layer):
@@ -233,27 +257,46 @@ class RNN(_Layer):
         ValueError: another nonlinearity, or a proj_size.
     """
 
-    _torch_layer = torch.nn.RNN
+    _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.RNN.forward
 
-    def __init__(self, *args, **kwargs) -> None:
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if len(args) > 3:
-            self.nonlinearity = args[3]
-            args = args[:3] + args[4:]
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in _MODES:
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            nonlinearity: str = "tanh",
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            *,
+            device: _Device = None,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
+
+    else:
+
+        def __init__(self, *args, **kwargs):
+            if "proj_size" in kwargs:
+                raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+            if len(args) > 3:
+                self.nonlinearity = args[3]
+                args = args[:3] + args[4:]
+            else:
+                self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+            if self.nonlinearity not in _MODES:
+                raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+            super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
 
 
 class _Cell(RNNCellBase):
     """What LSTMCell and RNNCell have in common: a layer of one step."""
 
-    _torch_layer: type[torch.nn.Module]
+    _torch_forward: ClassVar[Callable[..., Any]]
 
-    def _step(self, mode: str, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None] | None:
+    def _step(self, mode: str, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Any] | None:
         """h and c after a step from (h0, c0), (h0,) or (), zeros; None if torch's own cell has to take the call."""
         weights = _weights(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
         dims, H = x.dim(), self.hidden_size
@@ -262,10 +305,13 @@ class _Cell(RNNCellBase):
         shape = (x.size(0), H) if dims == 2 else (H,)
         if x.numel() == 0 or H == 0 or not all([_state_fits(state, shape, x) for state in states]):
             return None
-        whole = (1, 1, -1) if dims == 1 else (1, shape[0], -1)  # (I) -> (1,1,I), (B,I) -> (1,B,I), the states likewise
-        h0, c0, *_ = *[state.reshape(whole) for state in states], None, None
-        _, h, c = ops.recurrent(mode, x.reshape(whole), None, h0, c0, weights, 1, False, self.bias)
-        return h.reshape(shape), None if c is None else c.reshape(shape)
+        if dims == 1:  # (I) -> (1,I), the states likewise
+            x, states = x.unsqueeze(0), tuple([state.unsqueeze(0) for state in states])
+        h0, c0, *_ = *[state.unsqueeze(0) for state in states], None, None  # (1,B,H)
+        _, h, c = ops.recurrent(mode, x.unsqueeze(0), None, h0, c0, weights, 1, False, self.bias)
+        if dims == 1:
+            h, c = h.squeeze(0), None if c is None else c.squeeze(0)
+        return h.squeeze(0), None if c is None else c.squeeze(0)
 
 
 class LSTMCell(_Cell):
@@ -274,14 +320,21 @@ class LSTMCell(_Cell):
     Inputs: input (B,I) or (I); optional (h_0, c_0), each (B,H) or (H). Outputs: (h_1, c_1) likewise.
     """
 
-    _torch_layer = torch.nn.LSTMCell
+    _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.LSTMCell.forward
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: _Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         step = self._step("LSTM", input, hx or ()) if hx is None or _is_pair(hx) else None
-        return torch.nn.LSTMCell.forward(self, input, hx) if step is None else step
+        return self._torch_forward(input, hx) if step is None else step
 
 
 class RNNCell(_Cell):
@@ -290,10 +343,16 @@ class RNNCell(_Cell):
     Inputs: input (B,I) or (I); optional h_0 (B,H) or (H). Output: h_1 likewise.
     """
 
-    _torch_layer = torch.nn.RNNCell
+    _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.RNNCell.forward
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: _Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
@@ -301,4 +360,4 @@ class RNNCell(_Cell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         mode = _MODES.get(self.nonlinearity)
         step = self._step(mode, input, () if hx is None else (hx,)) if mode is not None else None
-        return torch.nn.RNNCell.forward(self, input, hx) if step is None else step[0]
+        return self._torch_forward(input, hx) if step is None else step[0]

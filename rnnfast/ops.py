@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from rnnfast import library
 from rnnfast.batching import Kind, vmap_rule
-from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, Stack
+from rnnfast.kernels import DTYPES, Inputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["CELLS", "DTYPES", "recurrent"]
 
@@ -73,7 +74,7 @@ def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[
         y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None
     outputs, _ = library.forward(stack, inputs, batch_sizes, dropout, keep=False)
-    return tuple(outputs)
+    return outputs.y, outputs.h_n, outputs.c_n
 
 
 @torch.compiler.allow_in_graph
@@ -125,9 +126,14 @@ def _past(stack: Stack, batch_sizes, dropout, y, reserve, inputs: Any) -> Past:
     return Past(stack, _inputs(inputs), batch_sizes, dropout, y, reserve)
 
 
-def _outputs(stack: Stack, some: Any) -> Outputs:
+def _some_inputs(flat: Any) -> SomeInputs:
+    x, h0, c0, *weights = flat
+    return SomeInputs(x, h0, c0, weights)
+
+
+def _some_outputs(stack: Stack, some: Any) -> SomeOutputs:
     y, h_n, *c_n = some
-    return Outputs(y, h_n, c_n[0] if stack.lstm else None)
+    return SomeOutputs(y, h_n, c_n[0] if stack.lstm else None)
 
 
 def _present(tensors: Any) -> tuple[Tensor, ...]:
@@ -157,7 +163,18 @@ def _save_all(ctx, inputs: tuple) -> None:
     ctx.spec = spec
 
 
-class _Forward(torch.autograd.Function):
+class _Node(torch.autograd.Function):
+    """A Function whose `apply` does in eager mode what torch.autograd.Function's does, without its search for default
+    arguments: that reads the signature of `forward` again at every call, for 25 µs, as much as a short call takes."""
+
+    @classmethod
+    def apply(cls, *args):
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+
+
+class _Forward(_Node):
     @staticmethod
     def forward(stack, batch_sizes, dropout, *inputs):
         outputs, reserve = library.forward(stack, _inputs(inputs), batch_sizes, dropout, keep=True)
@@ -175,7 +192,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        cotangents = _outputs(ctx.stack, cotangents[:-1])
+        cotangents = _some_outputs(ctx.stack, cotangents[:-1])
         wanted = ctx.needs_input_grad[3:]
         if _all_none(cotangents):
             return (None,) * (3 + len(wanted))
@@ -199,13 +216,13 @@ class _Forward(torch.autograd.Function):
         return vmap_rule(_Forward, info, in_dims, stack, tensors, kinds, [*_output_kinds(stack), Kind.RESERVE])
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(_Node):
     """(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, x, h0, c0, *weights) -> the wanted gradients."""
 
     @staticmethod
     def forward(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, *inputs):
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, inputs)
-        grads = library.backward(past, Outputs(dy, dh_n, dc_n), spec.wanted_plain, spec.groups)
+        grads = library.backward(past, SomeOutputs(dy, dh_n, dc_n), spec.wanted_plain, spec.groups)
         return tuple(_only(spec.wanted_plain, grads.flat()))
 
     @staticmethod
@@ -226,7 +243,7 @@ class _Backward(torch.autograd.Function):
             some = _Second.apply(second, *past, *cotangents, None, None, None, *tangents, *inputs)
         else:
             some = _Tangent.apply(_Spec(spec.stack, wanted_plain=spec.wanted_plain), *past, *tangents, *inputs)
-        for_cotangents = _outputs(spec.stack, some[: len(_output_kinds(spec.stack))])
+        for_cotangents = _some_outputs(spec.stack, some[: len(_output_kinds(spec.stack))])
         for_cotangents = (
             g if want else None for g, want in zip(for_cotangents, ctx.needs_input_grad[5:8], strict=True)
         )
@@ -251,14 +268,14 @@ class _Backward(torch.autograd.Function):
         )
 
 
-class _Tangent(torch.autograd.Function):
+class _Tangent(_Node):
     """(spec, batch_sizes, dropout, y, reserve, *tangents like inputs, x, h0, c0, *weights) -> tangent outputs."""
 
     @staticmethod
     def forward(spec, batch_sizes, dropout, y, reserve, *both):
         n = len(spec.wanted_plain)
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
-        return _present(library.tangent(past, _inputs(both[:n])))
+        return _present(library.tangent(past, _some_inputs(both[:n])))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -271,7 +288,7 @@ class _Tangent(torch.autograd.Function):
         wanted_first, wanted = ctx.needs_input_grad[5 : 5 + n], ctx.needs_input_grad[5 + n :]
         if _all_none(cotangents):
             return (None,) * len(ctx.needs_input_grad)
-        cotangents = _outputs(spec.stack, cotangents)
+        cotangents = _some_outputs(spec.stack, cotangents)
         if any(wanted):
             second = _Spec(spec.stack, wanted_first, wanted)
             some = _Second.apply(second, *past, *cotangents, None, None, None, *tangents, *inputs)
@@ -297,17 +314,17 @@ class _Tangent(torch.autograd.Function):
         return vmap_rule(_Tangent, info, in_dims, spec, tensors, kinds, _output_kinds(spec.stack))
 
 
-class _Second(torch.autograd.Function):
+class _Second(_Node):
     """(spec, batch_sizes, dropout, y, reserve, *first, *plain, *tangents, x, h0, c0, *weights), see kernels.second,
     -> tangent outputs, the wanted gradients with respect to the tangents, those with respect to the inputs."""
 
     @staticmethod
     def forward(spec, batch_sizes, dropout, y, reserve, *rest):
-        first, plain, both = Outputs(*rest[:3]), Outputs(*rest[3:6]), rest[6:]
+        first, plain, both = SomeOutputs(*rest[:3]), SomeOutputs(*rest[3:6]), rest[6:]
         n = len(spec.wanted_plain)
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
         wanted = spec.wanted_first, spec.wanted_plain
-        outputs, *grads = library.second(past, _inputs(both[:n]), first, plain, *wanted, spec.groups)
+        outputs, *grads = library.second(past, _some_inputs(both[:n]), first, plain, *wanted, spec.groups)
         chosen = [g for flags, some in zip(wanted, grads, strict=True) for g in _only(flags, some.flat())]
         return *_present(outputs), *chosen
 

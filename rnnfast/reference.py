@@ -28,7 +28,7 @@ Sources
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -129,14 +129,14 @@ def _affine(x: Array, h: Array, w: Weights) -> Array:
 
 
 def _zeros_like(w: Weights) -> Weights:
-    return Weights(*(None if a is None else np.zeros_like(a) for a in w))
+    return Weights._make(None if a is None else np.zeros_like(a) for a in w)
 
 
 def _accumulate_affine(dw: Weights, dz: Array, x: Array, h_prev: Array) -> None:
     """Add one step's share of the gradients of `_affine`'s weights: dL/dW = Σ_t dz_tᵀ input_t."""
     dw.w_ih[...] += dz.T @ x
     dw.w_hh[...] += dz.T @ h_prev
-    if dw.b_ih is not None:
+    if dw.b_ih is not None and dw.b_hh is not None:
         dw.b_ih[...] += dz.sum(axis=0)
         dw.b_hh[...] += dz.sum(axis=0)
 
@@ -157,7 +157,8 @@ def elman_forward(
     reverse: bool = False,
 ) -> tuple[Array, Array, LayerTape]:
     """One direction of an Elman layer (Elman 1990): returns y (T,B|N,H), h_n (B,H) and the tape."""
-    activation = {"tanh": tanh, "relu": relu}[nonlinearity]
+    activations: dict[str, Callable[[Array], Array]] = {"tanh": tanh, "relu": relu}
+    activation = activations[nonlinearity]
     h = h0.copy()
     y = np.zeros(x.shape[:-1] + h.shape[1:])
     steps = []
@@ -246,7 +247,7 @@ def lstm_backward(
         dh_t = dh[:n] + dy[at]  # from step t+1, and from the output
 
         dm = dh_t  # h_t = m_t, or h_t = W_hr m_t
-        if w.w_hr is not None:
+        if w.w_hr is not None and dw.w_hr is not None:
             dm = dh_t @ w.w_hr
             dw.w_hr[...] += dh_t.T @ m
 
@@ -314,14 +315,12 @@ def forward(
         KeyError: mode is not one of the three.
         ValueError: the number of weights fits no stack of that many layers and directions.
     """
-    x = np.asarray(x, dtype=np.float64)
+    rows = np.asarray(x, dtype=np.float64)
     L, D, G = num_layers, 2 if bidirectional else 1, GATES[mode]
     units = _split_weights([np.asarray(a, dtype=np.float64) for a in weights], L * D, has_bias)
-    if batch_sizes is not None:
-        batch_sizes = np.asarray(batch_sizes)
-    if dropout_masks is not None:
-        dropout_masks = np.asarray(dropout_masks, dtype=np.float64)
-    B = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    sizes = None if batch_sizes is None else np.asarray(batch_sizes)
+    masks = None if dropout_masks is None else np.asarray(dropout_masks, dtype=np.float64)
+    B = rows.shape[1] if sizes is None else int(sizes[0])
     H, R = units[0].w_hh.shape[0] // G, units[0].w_hh.shape[1]
     h0 = np.zeros((L * D, B, R)) if h0 is None else np.asarray(h0, dtype=np.float64)
     c0 = np.zeros((L * D, B, H)) if c0 is None else np.asarray(c0, dtype=np.float64)
@@ -331,19 +330,21 @@ def forward(
         outputs, tapes = [], []
         for direction in range(D):
             k = layer * D + direction
-            how = {"batch_sizes": batch_sizes, "reverse": direction == 1}
+            reverse = direction == 1
             if mode == "LSTM":
-                y, h_n[k], c_n[k], tape = lstm_forward(x, h0[k], c0[k], units[k], **how)
+                y, h_n[k], c_n[k], tape = lstm_forward(rows, h0[k], c0[k], units[k], batch_sizes=sizes, reverse=reverse)
             else:
                 nonlinearity = "tanh" if mode == "RNN_TANH" else "relu"
-                y, h_n[k], tape = elman_forward(x, h0[k], units[k], nonlinearity=nonlinearity, **how)
+                y, h_n[k], tape = elman_forward(
+                    rows, h0[k], units[k], nonlinearity=nonlinearity, batch_sizes=sizes, reverse=reverse
+                )
             outputs.append(y)
             tapes.append(tape)
         layers.append(tapes)
-        x = np.concatenate(outputs, axis=-1)  # (T,B|N,D*R)
-        if dropout_masks is not None and layer < L - 1:
-            x = x * dropout_masks[layer]
-    return x, h_n, c_n if mode == "LSTM" else None, Tape(layers, dropout_masks)
+        rows = np.concatenate(outputs, axis=-1)  # (T,B|N,D*R)
+        if masks is not None and layer < L - 1:
+            rows = rows * masks[layer]
+    return rows, h_n, c_n if mode == "LSTM" else None, Tape(layers, masks)
 
 
 def backward(
@@ -366,7 +367,7 @@ def backward(
         for direction in reversed(range(D)):
             k = layer * D + direction
             unit = tape.layers[layer][direction]
-            if dc_n is None:
+            if dc_n is None or dc0 is None:
                 dx_k, dh0[k], dw = elman_backward(unit, dys[direction], dh_n[k])
             else:
                 dx_k, dh0[k], dc0[k], dw = lstm_backward(unit, dys[direction], dh_n[k], dc_n[k])

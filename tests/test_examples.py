@@ -11,13 +11,13 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OTHERS = {"four_ways"}  # has arguments, and a test, of its own
-EPOCHS = {"sunspots": 3, "co2": 3, "oscillator": 2, "trajectory": 3, "lorenz": 2, "digits": 10}
+EPOCHS = {"sunspots": 3, "co2": 3, "oscillator": 2, "trajectory": 3, "lorenz": 2, "digits": 10, "ddp": 8}
 NUMBER = r"\d+\.\d+(?:e[-+]\d+)?"
 
 
-def run(name, folder, epochs):
+def run(name, folder, epochs, python=(sys.executable,)):
     """Runs one example in an empty folder -> (what it printed, its plot (height,width,4))."""
-    command = [sys.executable, EXAMPLES / f"{name}.py", "--epochs", str(epochs), "--plot", "x.png"]
+    command = [*python, EXAMPLES / f"{name}.py", "--epochs", str(epochs), "--plot", "x.png"]
     environment = os.environ | {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
@@ -36,6 +36,11 @@ def row(text, name):
     """The numbers in the row that starts with `name`."""
     (found,) = [row for row in cells(text) if row[0] == name]
     return [float(cell) for cell in found[1:] if re.fullmatch(NUMBER, cell)]
+
+
+def losses(text):
+    """Training loss in the first epoch and in the last."""
+    return list(map(float, re.search(f"training loss ({NUMBER}) .* ({NUMBER}) in the last", text).groups()))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def test_every_example_is_tested_and_listed():
 
 @pytest.mark.parametrize("name", sorted(set(EPOCHS) - {"sunspots"}))
 def test_loss_falls(printed, name):
-    first, last = map(float, re.search(f"training loss ({NUMBER}) .* ({NUMBER}) in the last", printed(name)).groups())
+    first, last = losses(printed(name))
     assert 0 < last < 0.95 * first
 
 
@@ -109,6 +114,16 @@ def test_digits_need_rows(printed):
     accuracy = [float(r[1]) for r in cells(text) if r[0] in map(str, range(2, 9))]
     assert len(accuracy) == 7
     assert accuracy[0] > 0.2 and max(accuracy) > 0.5 and max(accuracy[3:]) > accuracy[0]  # guessing gives 0.1
+
+
+def test_ddp_trains_alike_on_two_processes(printed, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two, _ = run("ddp", tmp_path, EPOCHS["ddp"], torchrun)
+    assert "2 process(es), 16 of 32 sequences" in two
+    names = ["the network", "as far off as now", "as usual for the month"]
+    for line in names:
+        assert row(two, line) == pytest.approx(row(printed("ddp"), line), abs=0.011)
+    assert losses(two) == pytest.approx(losses(printed("ddp")), rel=1e-4)
 
 
 def test_same_seed_gives_the_same_result(printed, tmp_path):

@@ -522,13 +522,25 @@ def test_fallback(name: str, reason: str, unwarned, kernel_calls: Calls) -> None
     assert not kernel_calls
 
 
+AUTOCAST_DTYPES = {"LSTM": torch.bfloat16, "RNN": torch.bfloat16, "LSTMCell": torch.float32, "RNNCell": torch.bfloat16}
+
+
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
-def test_autocast(name: str, unwarned, kernel_calls: Calls) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_autocast(name: str, given: bool, unwarned, kernel_calls: Calls) -> None:
+    """torch's dtypes (as the README lists them) and bits, gradients too, whether initial states are given or not."""
     torchs, ours = pair(name, 3, 4)
     x = torch.ones(5, 2, 3) if name in LAYERS else torch.ones(2, 3)
+    h = torch.ones(1, 2, 4) if name in LAYERS else torch.ones(2, 4)
+    hx = None if not given else (h, h) if name.startswith("LSTM") else h
     with torch.autocast("cpu"), pytest.warns(modules.FallbackWarning, match=r"autocast to torch.bfloat16"):
-        got = ours(x)
-        assert_alike(got, torchs(x), rtol=0, atol=0)
+        got, expected = ours(x, hx), torchs(x, hx)
+    assert_alike(got, expected, rtol=0, atol=0)
+    assert {t.dtype for t in tensors(got)} == {AUTOCAST_DTYPES[name]}
+    for result in (got, expected):
+        tensors(result)[0].float().sum().backward()
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        assert a.grad.dtype == torch.float32 and torch.equal(a.grad, b.grad)
     assert not kernel_calls
     assert kernel_calls.of(lambda: ours(x)) == 1  # and after it the kernels again
 
