@@ -124,7 +124,7 @@ void second_at(const Shape& s, int threads, const Addresses& parameters, const A
     second(s, p, t, f, g, threads);
 }
 
-// Weights: w, from, w_in, bias, leak, scale.
+// Weights: w, starts, w_in, bias, leak, scale.
 template <class T>
 std::unique_ptr<Reservoirs<T>> make_reservoirs(int unit, int64_t M, int64_t Q, int64_t I, int64_t H, int64_t F,
                                                const Addresses& a) {

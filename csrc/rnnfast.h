@@ -127,12 +127,14 @@ struct ReservoirShape {
 
 template <class T>
 struct ReservoirWeights {
-    const T* w;           // (M,H,F)
-    const int32_t* from;  // (M,H,F) the unit where a connection starts, in [0, H); nullptr: F = H, and w is dense
-    const T* w_in;        // (M*Q,H,I)
-    const T* bias;        // (M*Q,H)
-    const T* leak;        // (M*Q) a
-    const T* scale;       // (M*Q) s
+    const T* w;  // (M,H,F)
+    // (M,H/run_length,F), rounded up: where connections start, in [0, H). Connection k into unit j is from unit
+    // (starts[j / run_length, k] + j % run_length) mod H. nullptr: F = H, and w is dense.
+    const int32_t* starts;
+    const T* w_in;   // (M*Q,H,I)
+    const T* bias;   // (M*Q,H)
+    const T* leak;   // (M*Q) a
+    const T* scale;  // (M*Q) s
 };
 
 // B sequences of T steps through each reservoir.
@@ -159,7 +161,7 @@ struct ReservoirRun {
 template <class T>
 class Reservoirs {
 public:
-    // Throws std::invalid_argument where a connection starts outside [0, H).
+    // Throws std::invalid_argument for a start outside [0, H).
     Reservoirs(const ReservoirShape& shape, const ReservoirWeights<T>& weights);
     ~Reservoirs();
     // On up to `threads` threads; the results do not depend on how many. May run more than once at a time.

@@ -161,26 +161,16 @@ struct DenseReservoirStep {
     LeakyRows<T> leaky;
 };
 
-// With a sparse one, F connections into each unit, of units [vector0, vector1) * lanes: lanes are units.
+// The recurrent product with a sparse matrix of `run_length` neighbouring units each that hear as many neighbours: see
+// Reservoirs. Of units [vector0, vector1) * lanes.
 template <class T>
 struct SparseReservoirStep {
     int64_t rows, H, F;
     int64_t vector0, vector1;
-    const T* w;           // (H/V,F,V), units that fill up the last vector have zeros
-    const int32_t* from;  // (H/V,F,V)
-    LeakyRows<T> leaky;
-};
-
-// The same for many rows: lanes are rows. `across` is a second copy of the states for that.
-template <class T>
-struct WideReservoirStep {
-    int64_t rows, H, F;
-    int64_t vector0, vector1;  // of units, as above
-    const T* w;                // (H,F)
-    const int32_t* from;       // (H,F)
-    const T* across_prev;      // (H,stride) h_prev; finite also where there is no row
-    T* across;                 // (H,stride) h
-    int64_t stride;            // rows, rounded up to full vectors
+    const T* w;                 // (H/V,F,V), units that fill up the last vector have zeros
+    const int32_t* starts;      // (H/run_length,F)
+    const T* const* ring_prev;  // rows (H + run_length): h_prev, and again from its start on
+    T* const* ring;             // rows (H + run_length): h likewise
     LeakyRows<T> leaky;
 };
 
@@ -206,7 +196,6 @@ struct Kernels {
     void (*elman_step_second)(const ElmanStepSecond<T>&);
     void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
     void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
-    void (*wide_reservoir_step)(const WideReservoirStep<T>&);
     // sums[j] += sum_r rows[r][j] for r in [0, count), j in [0, size), one partial sum for all rows
     void (*add_rows)(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums);
     // Runs `rounds` rounds of independent multiply-adds; returns the number of floating-point operations done.

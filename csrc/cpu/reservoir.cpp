@@ -3,6 +3,8 @@
 // step.
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "../rnnfast.h"
 #include "buffer.h"
@@ -14,9 +16,10 @@ namespace {
 
 // Rows of x that go through W_in together.
 constexpr int64_t chunk_rows = 96;
-// Cycles per step that a thread more must save, and what one connection costs: see benchmarks/NOTES.md.
+// What a thread more must save in a step for its share of the barrier, and what a vector of units costs, in cycles.
 constexpr double cycles_to_share = 1500;
-constexpr double cycles_per_gather = 1.2;
+constexpr double cycles_per_connection = 3;
+constexpr double cycles_per_activation = 25;
 
 }  // namespace
 
@@ -25,7 +28,7 @@ struct Reservoirs<T>::Packed {
     Packed(const ReservoirShape& s, const ReservoirWeights<T>& weights)
         : kernel(kernels<T>()),
           columns(Columns::of_matrix(s.H, kernel.lanes, 1)),
-          sparse(weights.from != nullptr),
+          sparse(weights.starts != nullptr),
           w_in(s.reservoirs() * columns.packed(s.I)),
           bias(s.reservoirs() * s.H),
           leak(s.reservoirs()),
@@ -43,30 +46,20 @@ struct Reservoirs<T>::Packed {
                                        w.get() + m * columns.packed(s.H));
             return;
         }
-        const int64_t connections = s.M * s.H * s.F;
-        for (int64_t i = 0; i < connections; ++i)
-            if (weights.from[i] < 0 || weights.from[i] >= s.H)
-                throw std::invalid_argument("from: expected units in [0, " + std::to_string(s.H) + "), got " +
-                                            std::to_string(weights.from[i]));
-        from = Buffer<int32_t>(s.M * columns.packed(s.F));
-        w_rows = Buffer<T>(connections);
-        from_rows = Buffer<int32_t>(connections);
-        std::copy_n(weights.w, connections, w_rows.get());
-        std::copy_n(weights.from, connections, from_rows.get());
-        for (int64_t m = 0; m < s.M; ++m) pack_units(s, m);
+        const int64_t groups = (s.H + run_length - 1) / run_length;
+        starts = std::vector<int32_t>(weights.starts, weights.starts + s.M * groups * s.F);
+        for (const int32_t start : starts)
+            if (start < 0 || start >= s.H)
+                throw std::invalid_argument("starts: expected units in [0, " + std::to_string(s.H) + "), got " +
+                                            std::to_string(start));
+        for (int64_t m = 0; m < s.M; ++m) pack_units(s, weights.w + m * s.H * s.F, w.get() + m * columns.packed(s.F));
     }
 
     // (H,F) -> (H/V,F,V)
-    void pack_units(const ReservoirShape& s, int64_t m) {
-        const int64_t V = kernel.lanes, start = m * s.H * s.F;
-        T* w_to = w.get() + m * columns.packed(s.F);
-        int32_t* from_to = from.get() + m * columns.packed(s.F);
+    void pack_units(const ReservoirShape& s, const T* from, T* to) const {
+        const int64_t V = kernel.lanes;
         for (int64_t j = 0; j < columns.vectors() * V; ++j)
-            for (int64_t k = 0; k < s.F; ++k) {
-                const int64_t to = (j / V * s.F + k) * V + j % V;
-                w_to[to] = j < s.H ? w_rows[start + j * s.F + k] : T(0);
-                from_to[to] = j < s.H ? from_rows[start + j * s.F + k] : 0;
-            }
+            for (int64_t k = 0; k < s.F; ++k) to[(j / V * s.F + k) * V + j % V] = j < s.H ? from[j * s.F + k] : T(0);
     }
 
     const Kernels<T>& kernel;
@@ -75,9 +68,7 @@ struct Reservoirs<T>::Packed {
     Buffer<T> w_in;               // [M*Q] (I,H) packed
     Buffer<T> bias, leak, scale;  // (M*Q,H), (M*Q), (M*Q)
     Buffer<T> w;                  // [M] dense: (H,H) packed; sparse: (H/V,F,V)
-    Buffer<int32_t> from;         // [M] (H/V,F,V)
-    Buffer<T> w_rows;             // (M,H,F), sparse, as given
-    Buffer<int32_t> from_rows;    // (M,H,F)
+    std::vector<int32_t> starts;  // (M,H/run_length,F), sparse
 };
 
 namespace {
@@ -116,19 +107,10 @@ private:
     int64_t chunk_steps() const {
         return call.O ? 1 : std::max<int64_t>(1, std::min(call.steps, chunk_rows / std::max<int64_t>(1, call.B)));
     }
-    int64_t across_stride(int64_t rows) const {
-        const int64_t V = packed.kernel.lanes;
-        return (rows + V - 1) / V * V;
-    }
-    bool wide(int64_t rows) const { return packed.sparse && rows > 1; }
-
     // What a step of a job costs a single thread.
     double step_cycles(int64_t rows) const {
-        const double vectors = double(packed.columns.vectors()), n = double(rows), V = packed.kernel.lanes;
-        const double activate = 25 * vectors * n;
-        if (!packed.sparse) return double(s.H) * vectors * n + activate;
-        const double connections = double(s.H) * double(s.F);
-        return activate + connections * (wide(rows) ? 1.3 * std::max(1., n / V) : cycles_per_gather * n);
+        const double vectors = double(packed.columns.vectors()) * double(rows);
+        return vectors * (cycles_per_connection * double(s.F) + cycles_per_activation);
     }
 
     // Working memory of a team.
@@ -137,11 +119,11 @@ private:
             const int64_t n = run.largest_job();
             for (int i = 0; i < 2; ++i) {
                 if (!run.call.states) rows[i] = Buffer<T>(n * run.s.H);
-                if (run.wide(n)) across[i] = Buffer<T>(run.s.H * run.across_stride(n));
+                if (run.packed.sparse) rings[i] = Buffer<T>(n * run.ring_size());
             }
         }
-        Buffer<T> rows[2];    // (n,H) of this step and the one before, if the states are not wanted
-        Buffer<T> across[2];  // (H,n) likewise, for wide steps
+        Buffer<T> rows[2];   // (n,H) of this step and the one before, if the states are not wanted
+        Buffer<T> rings[2];  // (n,H + run_length) likewise, for sparse products
     };
     // Of a thread.
     struct Local {
@@ -156,6 +138,8 @@ private:
               h(run.largest_job()),
               sums(run.packed.sparse ? 0 : run.largest_job() * run.s.H),
               sum_rows(run.largest_job()),
+              ring_prev(run.largest_job()),
+              ring(run.largest_job()),
               u(run.call.O ? run.largest_job() * run.s.I : 0),
               y(run.largest_job() * run.call.O) {}
         static int64_t x_rows(const ReservoirRunner& run) { return run.chunk_steps() * run.call.B; }
@@ -167,6 +151,8 @@ private:
         Buffer<T*> h;
         Buffer<T> sums;  // (n,H) dense products
         Buffer<T*> sum_rows;
+        Buffer<const T*> ring_prev;
+        Buffer<T*> ring;
         Buffer<T> u;  // (n,I) inputs of a step, closed loop
         Buffer<T> y;  // (n,O)
     };
@@ -210,7 +196,7 @@ private:
             if (!packed.sparse) to.sum_rows[r] = to.sums.get() + r * s.H;
             if (call.O) std::copy_n(call.y0 + stream(job, r) * call.O, call.O, to.y.get() + r * call.O);
         }
-        if (wide(n)) start_across(my, job);
+        if (packed.sparse) start_rings(my, job);
         barriers[my.team].wait();
         for (int64_t t = 0; t < call.steps; ++t) {
             if (call.O)
@@ -228,12 +214,15 @@ private:
         barriers[my.team].wait();  // the next job takes the same working memory
     }
 
-    void start_across(const Share& my, const Job& job) {
-        const int64_t stride = across_stride(job.size());
-        for (Buffer<T>& across : shared[my.team].across)
+    int64_t ring_size() const { return s.H + run_length; }
+
+    void start_rings(const Share& my, const Job& job) {
+        for (int64_t r = 0; r < job.size(); ++r) {
+            const T* h = call.h + stream(job, r) * s.H;
+            T* ring = shared[my.team].rings[0].get() + r * ring_size();
             for (int64_t j = my.units.begin; j < my.units.end; ++j)
-                for (int64_t r = 0; r < stride; ++r)
-                    across[j * stride + r] = r < job.size() ? call.h[stream(job, r) * s.H + j] : T(0);
+                for (int64_t to = j; to < ring_size(); to += s.H) ring[to] = h[j];
+        }
     }
 
     // z = W_in x + b of rows of one reservoir.
@@ -295,22 +284,22 @@ private:
         }
         const LeakyRows<T> leaky{
             s.unit, to.leak.get(), to.scale.get(), to.h_prev.get(), call.noise ? to.noise.get() : nullptr, to.h.get()};
-        const int64_t weights = job.matrix * packed.columns.packed(s.F);
+        const T* w = packed.w.get() + job.matrix * packed.columns.packed(s.F);
         if (!packed.sparse) {
             packed.kernel.dense_reservoir_step({{n, s.H, to.h_prev.get(), 1, packed.columns, my.panels.begin,
-                                                 my.panels.end, packed.w.get() + weights, nullptr, to.sum_rows.get()},
+                                                 my.panels.end, w, nullptr, to.sum_rows.get()},
                                                 leaky});
-        } else if (wide(n)) {
-            const auto& across = shared[my.team].across;
-            const int64_t as_given = job.matrix * s.H * s.F;
-            packed.kernel.wide_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end,
-                                               packed.w_rows.get() + as_given, packed.from_rows.get() + as_given,
-                                               across[t % 2].get(), across[(t + 1) % 2].get(), across_stride(n),
-                                               leaky});
-        } else {
-            packed.kernel.sparse_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end,
-                                                 packed.w.get() + weights, packed.from.get() + weights, leaky});
+            return;
         }
+        const auto& rings = shared[my.team].rings;
+        for (int64_t r = 0; r < n; ++r) {
+            to.ring_prev[r] = rings[t % 2].get() + r * ring_size();
+            to.ring[r] = rings[(t + 1) % 2].get() + r * ring_size();
+        }
+        const int64_t groups = (s.H + run_length - 1) / run_length;
+        packed.kernel.sparse_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end, w,
+                                             packed.starts.data() + job.matrix * groups * s.F, to.ring_prev.get(),
+                                             to.ring.get(), leaky});
     }
 
     // y_t, by every thread of the team for itself: that is cheaper than to wait for it.

@@ -1,13 +1,9 @@
-// One step of a reservoir, with the recurrent product taken in three ways. Each of them sums up over the connections of
-// a unit in the same order for any number of rows, so that neither batches nor threads change a result.
+// One step of a reservoir, with the recurrent product of a dense matrix or of a sparse one. Both sum up in the same
+// order for any number of rows, so that neither batches nor threads change a result.
 #pragma once
 
 #include "activations.h"
 #include "tile.h"
-
-#if RNNFAST_VECTOR_BYTES == 64
-#include <immintrin.h>
-#endif
 
 namespace rnnfast {
 namespace {
@@ -40,81 +36,44 @@ void dense_reservoir_step(const DenseReservoirStep<T>& s) {
     });
 }
 
-// h[from[lane]] for each lane
-template <class T>
-inline Vec<T> gather(const T* h, const int32_t* from) {
-    Vec<T> v;
-    for (int lane = 0; lane < lanes_of<T>; ++lane) v[lane] = h[from[lane]];
-    return v;
+// sums[v] of unit vectors v0 + v: sum_k w[k] * h[starts[k] + place of the unit in its run].
+template <class T, int NV>
+inline void run_sums(const SparseReservoirStep<T>& s, int64_t v0, const T* h, Vec<T>* sums) {
+    constexpr int V = lanes_of<T>, vectors_in_run = run_length / V;
+    const T *w[NV], *source[NV];
+    const int32_t* starts[NV];
+    Vec<T> sum[NV] = {};
+    for (int v = 0; v < NV; ++v) {
+        w[v] = s.w + (v0 + v) * s.F * V;
+        source[v] = h + (v0 + v) % vectors_in_run * V;
+        starts[v] = s.starts + (v0 + v) / vectors_in_run * s.F;
+    }
+    for (int64_t k = 0; k < s.F; ++k)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[v] += load(w[v] + k * V) * load(source[v] + starts[v][k]);
+    for (int v = 0; v < NV; ++v) sums[v] = sum[v];
 }
 
-#if RNNFAST_VECTOR_BYTES == 64
-template <>
-inline Vec<double> gather(const double* h, const int32_t* from) {
-    return (Vec<double>)_mm512_i32gather_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), h, 8);
-}
-template <>
-inline Vec<float> gather(const float* h, const int32_t* from) {
-    return (Vec<float>)_mm512_i32gather_ps(_mm512_loadu_si512(from), h, 4);
-}
-#endif
+template <class T>
+using RunSums = void (*)(const SparseReservoirStep<T>&, int64_t, const T*, Vec<T>*);
+
+template <class T>
+constexpr RunSums<T> run_sums_of[max_tile_vectors] = {run_sums<T, 1>, run_sums<T, 2>, run_sums<T, 3>, run_sums<T, 4>};
 
 template <class T>
 void sparse_reservoir_step(const SparseReservoirStep<T>& s) {
     constexpr int V = lanes_of<T>;
-    for (int64_t v = s.vector0; v < s.vector1; ++v) {
-        const int64_t j = v * V;
-        const int n = int(s.H - j < V ? s.H - j : V);
+    for (int64_t v0 = s.vector0; v0 < s.vector1; v0 += max_tile_vectors) {
+        const int vectors = int(s.vector1 - v0 < max_tile_vectors ? s.vector1 - v0 : max_tile_vectors);
         for (int64_t r = 0; r < s.rows; ++r) {
-            const T* w = s.w + j * s.F;
-            const int32_t* from = s.from + j * s.F;
-            const T* h = s.leaky.h_prev[r];
-            Vec<T> sum = {};
-            for (int64_t k = 0; k < s.F; ++k) sum += load(w + k * V) * gather<T>(h, from + k * V);
-            leaky_units<T>(s.leaky, r, j, n, sum);
-        }
-    }
-}
-
-// sums[v] = sum_k w[k] * h[from[k]][v]
-template <class T, int NV>
-inline void add_across(int64_t F, const T* w, const int32_t* from, const T* h, int64_t stride, T* sums) {
-    constexpr int V = lanes_of<T>;
-    Vec<T> sum[NV] = {};
-    for (int64_t k = 0; k < F; ++k) {
-        const T* row = h + from[k] * stride;
-        const Vec<T> weight = splat(w[k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[v] += weight * load(row + v * V);
-    }
-    for (int v = 0; v < NV; ++v) store(sums + v * V, sum[v]);
-}
-
-template <class T>
-using AddAcross = void (*)(int64_t, const T*, const int32_t*, const T*, int64_t, T*);
-
-template <class T>
-constexpr AddAcross<T> add_across_vectors[max_tile_vectors] = {add_across<T, 1>, add_across<T, 2>, add_across<T, 3>,
-                                                               add_across<T, 4>};
-
-template <class T>
-void wide_reservoir_step(const WideReservoirStep<T>& s) {
-    constexpr int V = lanes_of<T>;
-    constexpr int64_t most = max_tile_vectors * V;
-    for (int64_t v = s.vector0; v < s.vector1; ++v) {
-        const int64_t j = v * V;
-        const int n = int(s.H - j < V ? s.H - j : V);
-        for (int64_t row0 = 0; row0 < s.rows; row0 += most) {
-            const int64_t row1 = s.rows < row0 + most ? s.rows : row0 + most;
-            T sums[V][most];  // (units, rows)
-            for (int i = 0; i < n; ++i)
-                add_across_vectors<T>[(row1 - row0 - 1) / V](s.F, s.w + (j + i)* s.F, s.from + (j + i)* s.F,
-                                                             s.across_prev + row0, s.stride, sums[i]);
-            for (int64_t r = row0; r < row1; ++r) {
-                Vec<T> sum = {};
-                for (int i = 0; i < n; ++i) sum[i] = sums[i][r - row0];
-                const Vec<T> h = leaky_units<T>(s.leaky, r, j, n, sum);
-                for (int i = 0; i < n; ++i) s.across[(j + i) * s.stride + r] = h[i];
+            Vec<T> sums[max_tile_vectors];
+            run_sums_of<T>[vectors - 1](s, v0, s.ring_prev[r], sums);
+            for (int v = 0; v < vectors; ++v) {
+                const int64_t j = (v0 + v) * V;
+                const int n = int(s.H - j < V ? s.H - j : V);
+                const Vec<T> h = leaky_units<T>(s.leaky, r, j, n, sums[v]);
+                for (int64_t to = j; to < s.H + run_length; to += s.H)
+                    for (int i = 0; i < n && to + i < s.H + run_length; ++i) s.ring[r][to + i] = h[i];
             }
         }
     }

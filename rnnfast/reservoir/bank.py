@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnfast import _C
+from rnnfast.reservoir.weights import matrix
 
 UNITS = {"tanh": 0, "relu": 1, "identity": 2}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -24,10 +25,10 @@ DENSE_FROM = 0.5
 
 
 class Matrix(NamedTuple):
-    """A recurrent matrix by the connections into each unit; see weights.Drawn."""
+    """A recurrent matrix as in weights.Drawn."""
 
     w: np.ndarray  # (H,F)
-    sources: np.ndarray | None  # (H,F)
+    starts: np.ndarray | None  # (H/RUN,F)
 
 
 class Inputs(NamedTuple):
@@ -63,14 +64,11 @@ class Bank:
         self.I = inputs[0].w_in.shape[1]
         self.S = len(inputs)
         numbers = np.float32 if dtype == torch.float32 else np.float64
-        dense = matrices[0].sources is None or F >= DENSE_FROM * self.H
+        dense = matrices[0].starts is None or F >= DENSE_FROM * self.H
         w = np.stack([_dense(m) if dense else m.w for m in matrices]).astype(numbers)
-        sources = None if dense else np.stack([m.sources for m in matrices]).astype(np.int32)
-        per_reservoir = [np.stack(part).astype(numbers) for part in zip(*inputs, strict=True)]
-        arrays = [np.ascontiguousarray(a) for a in (w, *([] if dense else [sources]), *per_reservoir)]
-        addresses = [a.ctypes.data for a in arrays]
-        if dense:
-            addresses.insert(1, 0)
+        starts = None if dense else np.stack([m.starts for m in matrices])
+        arrays = [w, starts, *[np.stack(part).astype(numbers) for part in zip(*inputs, strict=True)]]
+        addresses = [0 if a is None else a.ctypes.data for a in arrays]
         M = len(matrices)
         self._core = _RESERVOIRS[dtype](UNITS[unit], M, self.S // M, self.I, self.H, w.shape[2], addresses)
 
@@ -134,9 +132,6 @@ class Bank:
 
 
 def _dense(m: Matrix) -> np.ndarray:
-    """(H,F) -> (H,H)"""
-    if m.sources is None:
-        return m.w
-    W = np.zeros((len(m.w), len(m.w)))
-    np.put_along_axis(W, m.sources, m.w, axis=1)
-    return W
+    """(H,H)"""
+    W = matrix(m.w, m.starts)
+    return W if isinstance(W, np.ndarray) else W.toarray()

@@ -20,7 +20,7 @@ from rnnfast.reservoir.readout import LeaveOneOut, Sums, Validation, solve
 if TYPE_CHECKING:
     from rnnfast.reservoir.estimator import EchoState
 
-CHUNK_BYTES = 32 << 20  # of features (S,B,t,Z) held at a time
+CHUNK_BYTES = 4 << 20  # of features (S,B,t,Z) held at a time: in the cache when they are multiplied
 NOISE_STREAM = 5  # of a seed; those before are the weights'
 
 _SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "unit", "dtype", "has_feedback")
@@ -50,7 +50,7 @@ class Ensemble:
         self.dtype = DTYPES[first.dtype]
         self.I, self.H, self.O = first.input_size, first.reservoir_size, first.output_size
         self.feedback = first.has_feedback
-        matrices = [Matrix(weights.w, weights.sources) for weights in drawn]
+        matrices = [Matrix(weights.w, weights.starts) for weights in drawn]
         self.bank = Bank(first.unit, self.dtype, matrices, [_inputs(network) for network in self.networks])
 
     @property

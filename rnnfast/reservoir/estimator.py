@@ -330,7 +330,7 @@ class EchoState:
     @property
     def W_(self) -> Any:
         """(H,H) recurrent weights: scipy.sparse.csr_array, or NumPy where every unit hears every unit."""
-        return matrix(self.drawn.w * self.spectral_radius, self.drawn.sources)
+        return matrix(self.drawn.w * self.spectral_radius, self.drawn.starts)
 
     @property
     def W_in_(self) -> np.ndarray:
@@ -359,7 +359,7 @@ class EchoState:
     def effective_spectral_radius(self) -> float:
         """The largest modulus of an eigenvalue of (1-a) I + a W, which, not W's, says whether linear units are stable
         (and tanh units near 0)."""
-        return spectral_radius(self.drawn.w * self.spectral_radius, self.drawn.sources, self.leak)
+        return spectral_radius(self.W_, self.leak)
 
     @property
     def drawn(self) -> Drawn:
