@@ -16,8 +16,10 @@ namespace {
 
 // Rows of x that go through W_in together.
 constexpr int64_t chunk_rows = 96;
-// What a thread more must save in a step for its share of the barrier, and what a vector of units costs, in cycles.
-constexpr double cycles_to_share = 1500;
+// So many cycles of a step, ten barriers' worth and more, are a share of work for a thread: a barrier costs far more
+// than its instructions where other programs keep the cores busy.
+constexpr double cycles_to_share = 30000;
+// What a vector of units costs.
 constexpr double cycles_per_connection = 3;
 constexpr double cycles_per_activation = 25;
 

@@ -72,8 +72,8 @@ void sparse_reservoir_step(const SparseReservoirStep<T>& s) {
                 const int64_t j = (v0 + v) * V;
                 const int n = int(s.H - j < V ? s.H - j : V);
                 const Vec<T> h = leaky_units<T>(s.leaky, r, j, n, sums[v]);
-                for (int64_t to = j; to < s.H + run_length; to += s.H)
-                    for (int i = 0; i < n && to + i < s.H + run_length; ++i) s.ring[r][to + i] = h[i];
+                const int64_t size = s.H + run_length;
+                for (int64_t to = j; to < size; to += s.H) store(s.ring[r] + to, h, int(size - to < n ? size - to : n));
             }
         }
     }
