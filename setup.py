@@ -28,6 +28,8 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
+        if target != source / "rnnfast":  # Python in this folder finds the package here before the installed one
+            self.copy_file(self.get_ext_fullpath(ext.name), str(source / "rnnfast"))
 
 
 setup(ext_modules=[Extension("rnnfast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

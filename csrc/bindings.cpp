@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/memory.h"
 #include "rnnfast.h"
 
 namespace py = pybind11;
@@ -51,6 +52,13 @@ std::vector<Parameters<P>> unflatten(const Shape& s, const std::vector<Address>&
 }
 
 using Addresses = std::vector<Address>;
+
+// Memory that a tensor can stand on.
+struct SharedMemory {
+    explicit SharedMemory(size_t bytes) : memory(bytes), bytes(bytes) {}
+    Memory memory;
+    size_t bytes;
+};
 
 // A finished forward pass: x, h0, c0, dropout, y, reserve; parameters.
 template <class T>
@@ -174,6 +182,11 @@ PYBIND11_MODULE(_C, m) {
              py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"))
         .def_property_readonly("rows", &Shape::rows)
         .def_property_readonly("reserve_per_row", &reserve_per_row);
+    py::class_<SharedMemory>(m, "Memory", py::buffer_protocol())
+        .def(py::init<size_t>(), py::arg("bytes"))
+        .def_buffer(
+            [](const SharedMemory& s) { return py::buffer_info(static_cast<uint8_t*>(s.memory.data()), s.bytes); });
+    m.attr("LARGE_MEMORY") = Memory::large;
     m.def("forward_float32", &forward_at<float>);
     m.def("forward_float64", &forward_at<double>);
     m.def("backward_float32", &backward_at<float>);

@@ -19,6 +19,13 @@ class Shape:
     @property
     def reserve_per_row(self) -> int: ...
 
+class Memory:
+    """Uninitialised; has the buffer protocol."""
+
+    def __init__(self, bytes: int) -> None: ...
+
+LARGE_MEMORY: int  # bytes from which on Memory is kept for the next call
+
 Addresses = list[int]
 
 def forward_float32(shape: Shape, threads: int, parameters: Addresses, arrays: Addresses) -> None: ...

@@ -226,6 +226,14 @@ def reserve_per_row(stack: Stack, H: int, P: int) -> int:
     return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
 
 
+def _new_reserve(size: int, like: Tensor) -> Tensor:
+    """Uninitialised (size), if large in memory that the core keeps for the next pass."""
+    bytes = size * like.element_size()
+    if bytes < _C.LARGE_MEMORY:
+        return like.new_empty(size)
+    return torch.frombuffer(_C.Memory(bytes), dtype=like.dtype)
+
+
 # --- the four functions -----------------------------------------------------------------------------------------------
 
 
@@ -236,7 +244,7 @@ def forward(
     call = _Call(stack, inputs, batch_sizes, dropout)
     s, (x, h0, c0, _) = call.sizes, call.inputs
     outputs = call.empty_outputs()
-    reserve = x.new_empty(s.N * reserve_per_row(stack, s.H, s.P)) if keep else None
+    reserve = _new_reserve(s.N * reserve_per_row(stack, s.H, s.P), x) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
     _FORWARD[x.dtype](*call.start(), [*_addresses(x, h0, c0, call.dropout, *outputs), kept])

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <stdexcept>
+#include <thread>
 
+#include "cpu/memory.h"
 #include "rnnfast.h"
 
 namespace {
@@ -355,6 +358,33 @@ void check_selection() {
     }
 }
 
+// Blocks must not overlap, also when they come from those that were given back, by several threads.
+void check_memory() {
+    const auto use = [](unsigned char mark) {
+        std::vector<Memory> blocks;
+        std::vector<std::size_t> sizes;
+        for (int i = 0; i < 40; ++i) {
+            sizes.push_back(i % 3 ? Memory::large + std::size_t(i) * 1000003 : 100 + std::size_t(i));
+            blocks.push_back(Memory(sizes.back()));
+            std::memset(blocks.back().data(), mark + i, sizes.back());
+            if (i % 4 == 1)
+                blocks[i / 2] = Memory(sizes[i / 2] = 64), std::memset(blocks[i / 2].data(), mark + i / 2, 64);
+        }
+        for (int i = 0; i < 40; ++i) {
+            const auto* bytes = static_cast<const unsigned char*>(blocks[i].data());
+            const unsigned char expected = mark + i;
+            const bool whole =
+                bytes[0] == expected && bytes[sizes[i] / 2] == expected && bytes[sizes[i] - 1] == expected;
+            const bool aligned = reinterpret_cast<std::uintptr_t>(bytes) % 64 == 0;
+            expect(whole && aligned, "memory is one's own and aligned", "block", int(sizes[i]), mark, 0);
+        }
+    };
+    std::thread other([&] { use(100); });
+    use(0);
+    other.join();
+    use(200);
+}
+
 }  // namespace
 
 int main() {
@@ -375,6 +405,7 @@ int main() {
         }
     }
     check_selection();
+    check_memory();
     std::printf("%d case runs, %d failures\n", checks, failures);
     return failures ? 1 : 0;
 }
