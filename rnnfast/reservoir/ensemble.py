@@ -47,6 +47,7 @@ class Ensemble:
         for group, weights in zip(groups.values(), drawn, strict=True):
             for network in group:
                 network.drawn = weights
+                network.warn_if_unstable()
         self.dtype = DTYPES[first.dtype]
         self.I, self.H, self.O = first.input_size, first.reservoir_size, first.output_size
         self.feedback = first.has_feedback

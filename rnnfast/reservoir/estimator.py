@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -360,6 +361,20 @@ class EchoState:
         """The largest modulus of an eigenvalue of (1-a) I + a W, which, not W's, says whether linear units are stable
         (and tanh units near 0)."""
         return spectral_radius(self.W_, self.leak)
+
+    def warn_if_unstable(self) -> None:
+        """relu and identity have no bound: where (1-a) I + a W has an eigenvalue of modulus 1 or more, states may grow
+        without end. For such units only; tanh saturates."""
+        if self.unit == "tanh" or 1 - self.leak + self.leak * self.spectral_radius < 1:
+            return
+        radius = self.effective_spectral_radius()
+        if radius >= 1:
+            warnings.warn(
+                f"{self.unit} units with spectral_radius={self.spectral_radius} and leak={self.leak}: the spectral "
+                f"radius of (1-a) I + a W is {radius:.4g}, not below 1, so the states may grow without bound",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @property
     def drawn(self) -> Drawn:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GRAM_COLUMNS = 512  # of a block of the Gram matrix; only blocks on and below the diagonal are computed
+GRAM_COLUMNS = 256  # of a block of the Gram matrix; only blocks on and below the diagonal are computed
 
 
 class Sums(NamedTuple):
