@@ -327,6 +327,45 @@ def test_fit_many_of_other_sizes_is_an_error() -> None:
         fit_many([EchoState(1, 20, 1), EchoState(1, 30, 1)], *data(200, 1, 1))
 
 
+# ------------------------------------------------------------------------------------------ autograd
+
+
+@pytest.mark.parametrize("unit", ["tanh", "relu", "identity"])
+@pytest.mark.parametrize("leak", [1.0, 0.3])
+def test_module(unit: str, leak: float) -> None:
+    x, y = data(60)
+    esn = EchoState(2, 12, 2, leak=leak, unit=unit, bias_scale=0.5, density=0.4, spectral_radius=0.6)
+    layer = esn.fit(x, y, washout=10).module()
+    inputs = torch.tensor(x[:7], requires_grad=True)
+    assert np.abs(layer(inputs)[0].detach().numpy() - esn.predict(x[:7])).max() <= 1e-12
+    assert [p.requires_grad for p in layer.parameters()] == [False, False, False, True]
+    layer.requires_grad_()
+    batch = torch.tensor(np.stack([x[:7], x[7:14]]), requires_grad=True)
+    h0 = torch.tensor(esn.states(x[:2]), requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def outputs(batch, h0, *weights):
+        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (batch, h0))
+
+    assert torch.autograd.gradcheck(outputs, (batch, h0, *layer.parameters()))
+
+
+def test_module_learns() -> None:
+    """A gradient step through the reservoir lowers the loss, in one sequence without a batch too."""
+    x, y = data(200)
+    layer = EchoState(2, 30, 2, leak=0.5).fit(x, y, ridge=1.0).module().requires_grad_()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        losses.append((layer(torch.tensor(x))[0] - torch.tensor(y)).square().mean())
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match=r"feedback=0\.5"):
+        EchoState(2, 30, 2, feedback=0.5).fit(x, y).module()
+
+
 # ------------------------------------------------------------------------------------------ conventions
 
 

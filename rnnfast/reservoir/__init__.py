@@ -10,6 +10,7 @@ estimator.py  EchoState
 
 from rnnfast.reservoir.ensemble import fit_many, predict_many
 from rnnfast.reservoir.estimator import EchoState
+from rnnfast.reservoir.layer import EchoStateLayer
 from rnnfast.reservoir.weights import spectral_radius
 
-__all__ = ["EchoState", "fit_many", "predict_many", "spectral_radius"]
+__all__ = ["EchoState", "EchoStateLayer", "fit_many", "predict_many", "spectral_radius"]

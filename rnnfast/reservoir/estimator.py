@@ -18,6 +18,7 @@ from torch import Tensor
 from rnnfast.reservoir import ensemble as many
 from rnnfast.reservoir.bank import DTYPES, UNITS
 from rnnfast.reservoir.data import Batch, Kind, as_tensor, batches
+from rnnfast.reservoir.layer import EchoStateLayer
 from rnnfast.reservoir.readout import RecursiveLeastSquares, Sums
 from rnnfast.reservoir.weights import Drawn, draw, matrix, spectral_radius
 
@@ -315,6 +316,18 @@ class EchoState:
         if (total == 0).any():
             raise ValueError("score: an output has the same target everywhere, R^2 is not defined")
         return float((1 - residual / total).mean())
+
+    def module(self) -> EchoStateLayer:
+        """This network as a torch module that autograd goes through: a copy of the weights, the reservoir's
+        frozen until `requires_grad_()`. Without feedback only.
+
+            layer = esn.module()
+            y, h = layer(x)        # (B,T,O), (B,H), differentiable in x, h_0 and the weights
+        """
+        self._check_fitted()
+        if self.has_feedback:
+            raise ValueError(f"module: expected a network without feedback, got feedback={self.feedback}")
+        return EchoStateLayer(self)
 
     # ----------------------------------------------------------------------------------------------- the reservoir
 
