@@ -132,6 +132,45 @@ void second_at(const Shape& s, int threads, const Addresses& parameters, const A
     second(s, p, t, f, g, threads);
 }
 
+// Weights: w, starts, w_in, bias, leak, scale.
+template <class T>
+std::unique_ptr<Reservoirs<T>> make_reservoirs(int unit, int64_t M, int64_t Q, int64_t I, int64_t H, int64_t F,
+                                               const Addresses& a) {
+    expect(a, 6);
+    if (unit < 0 || unit > 2) throw std::invalid_argument("unit: expected 0 (tanh), 1 (relu) or 2 (identity)");
+    if (M < 1 || Q < 1 || I < 0 || H < 1 || F < 1 || (!a[1] && F != H) || H > INT32_MAX)
+        throw std::invalid_argument("sizes out of range");
+    const ReservoirWeights<T> weights{at<const T>(a[0]), at<const int32_t>(a[1]), at<const T>(a[2]),
+                                      at<const T>(a[3]), at<const T>(a[4]),       at<const T>(a[5])};
+    const py::gil_scoped_release release;
+    return std::make_unique<Reservoirs<T>>(ReservoirShape{static_cast<Unit>(unit), M, Q, I, H, F}, weights);
+}
+
+// Arrays: x, noise, h, states; of a closed loop (O > 0) also b_out, w_x, w_h, y0, y.
+template <class T>
+void run_reservoirs(const Reservoirs<T>& reservoirs, int64_t B, int64_t steps, bool shared_x, int64_t state_stride,
+                    int64_t O, int64_t E, const Addresses& a, int threads) {
+    expect(a, 9);
+    const ReservoirShape& s = reservoirs.shape;
+    if (B < 0 || steps < 0 || O < 0 || O > s.I || E < 0 || E > s.I || threads < 1 || (!O && !a[3]) ||
+        (a[3] && state_stride < s.H))
+        throw std::invalid_argument("sizes out of range");
+    const ReservoirRun<T> call{
+        B, steps, at<const T>(a[0]), shared_x,          at<const T>(a[1]), at<T>(a[2]),       at<T>(a[3]), state_stride,
+        O, E,     at<const T>(a[4]), at<const T>(a[5]), at<const T>(a[6]), at<const T>(a[7]), at<T>(a[8])};
+    const py::gil_scoped_release release;
+    reservoirs.run(call, threads);
+}
+
+template <class T>
+void define_reservoirs(py::module_& m, const char* name) {
+    py::class_<Reservoirs<T>>(m, name)
+        .def(py::init(&make_reservoirs<T>), py::arg("unit"), py::arg("M"), py::arg("Q"), py::arg("I"), py::arg("H"),
+             py::arg("F"), py::arg("weights"))
+        .def("run", &run_reservoirs<T>, py::arg("B"), py::arg("steps"), py::arg("shared_x"), py::arg("state_stride"),
+             py::arg("O"), py::arg("E"), py::arg("arrays"), py::arg("threads"));
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -156,6 +195,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("tangent_float64", &tangent_at<double>);
     m.def("second_float32", &second_at<float>);
     m.def("second_float64", &second_at<double>);
+    define_reservoirs<float>(m, "ReservoirsFloat32");
+    define_reservoirs<double>(m, "ReservoirsFloat64");
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
     m.def("select_isa", &select_isa);

@@ -8,8 +8,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
+
+#include "unit.h"
 
 namespace rnnfast {
 
@@ -109,6 +112,67 @@ void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int
 template <class T>
 void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, const Adjoint<T>& first,
             const Adjoint<T>& plain, int threads);
+
+// Reservoirs of echo state networks: Elman layers with leaky units and weights that stay as they were drawn,
+//   h_t = (1 - a) h_{t-1} + a f(W_in x_t + b + s W h_{t-1}) + noise_t.
+// Any number of them at once: M matrices W, and on each of them Q reservoirs that differ in all the rest.
+struct ReservoirShape {
+    Unit unit;  // f
+    int64_t M, Q;
+    int64_t I, H;
+    int64_t F;  // fan-in: recurrent connections into each unit
+
+    int64_t reservoirs() const { return M * Q; }
+};
+
+template <class T>
+struct ReservoirWeights {
+    const T* w;  // (M,H,F)
+    // (M,H/run_length,F), rounded up: where connections start, in [0, H). Connection k into unit j is from unit
+    // (starts[j / run_length, k] + j % run_length) mod H. nullptr: F = H, and w is dense.
+    const int32_t* starts;
+    const T* w_in;   // (M*Q,H,I)
+    const T* bias;   // (M*Q,H)
+    const T* leak;   // (M*Q) a
+    const T* scale;  // (M*Q) s
+};
+
+// B sequences of T steps through each reservoir.
+template <class T>
+struct ReservoirRun {
+    int64_t B, steps;      // steps: T
+    const T* x;            // (M*Q,B,T,X), X = I - O
+    bool shared_x;         // the same (B,T,X) for all reservoirs
+    const T* noise;        // (M*Q,B,T,H) or nullptr: zeros
+    T* h;                  // (M*Q,B,H), in: before the first step, out: after the last one
+    T* states;             // (M*Q,B,T,H) h_t, out; with O also nullptr: not wanted
+    int64_t state_stride;  // numbers between two rows (H) of states
+    // Closed loop, if O > 0: the last O inputs of a step are y_{t-1}, where y_t = b_out + W_x x_t[:E] + W_h h_t and x_t
+    // is all of the inputs.
+    int64_t O, E;
+    const T* b_out;  // (M*Q,O)
+    const T* w_x;    // (M*Q,O,E)
+    const T* w_h;    // (M*Q,O,H)
+    const T* y0;     // (M*Q,B,O) y before the first step
+    T* y;            // (M*Q,B,T,O), out
+};
+
+// Reservoirs with their weights laid out for the instruction set that was in use when they were made.
+template <class T>
+class Reservoirs {
+public:
+    // Throws std::invalid_argument for a start outside [0, H).
+    Reservoirs(const ReservoirShape& shape, const ReservoirWeights<T>& weights);
+    ~Reservoirs();
+    // On up to `threads` threads; the results do not depend on how many. May run more than once at a time.
+    void run(const ReservoirRun<T>& call, int threads) const;
+
+    const ReservoirShape shape;
+
+private:
+    struct Packed;
+    std::unique_ptr<const Packed> packed_;
+};
 
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();

@@ -375,3 +375,62 @@ def backward(
             dws.append(dw)
         dy = dx
     return Gradients(dy, dh0, dc0, [a for dw in reversed(dws) for a in dw if a is not None])
+
+
+# ------------------------------------------------------------------------ echo state networks
+#
+# One sequence. The states and the readout of an echo state network with leaky units (rate a):
+#
+#     h_t = (1-a) h_{t-1} + a f(W_in x_t + W h_{t-1} + W_fb y_{t-1} + b) + noise_t        y_t = W_out [1, x_t, h_t]
+#
+# H. Jaeger, The "echo state" approach to analysing and training recurrent neural networks, GMD Report 148 (2001);
+# leaky units: H. Jaeger et al., Neural Networks 20 (2007).
+
+UNITS = {"tanh": tanh, "relu": relu, "identity": lambda z: z}
+
+
+class Reservoir(NamedTuple):
+    """The weights that are drawn and never trained."""
+
+    w_in: Array  # (H,I)
+    w: Array  # (H,H)
+    w_fb: Array  # (H,O)
+    bias: Array  # (H,)
+    leak: float  # a
+    unit: str = "tanh"  # f
+
+
+def reservoir_step(r: Reservoir, x: Array, h: Array, y: Array) -> Array:
+    """h_t (H,) from x_t (I,), h_{t-1} (H,) and y_{t-1} (O,), without the noise."""
+    z = r.w_in @ x + r.w @ h + r.w_fb @ y + r.bias
+    return (1 - r.leak) * h + r.leak * UNITS[r.unit](z)
+
+
+def reservoir_states(r: Reservoir, x: Array, y: Array, h0: Array, y0: Array, noise: Array | None = None) -> Array:
+    """Teacher forcing: all h_t (T,H) for x (T,I), with y (T,O) fed back, from h0 (H,) and y0 (O,)."""
+    states = []
+    h, fed_back = h0, y0
+    for t in range(len(x)):
+        h = reservoir_step(r, x[t], h, fed_back)
+        if noise is not None:
+            h = h + noise[t]
+        fed_back = y[t]
+        states.append(h)
+    return np.array(states)
+
+
+def reservoir_loop(r: Reservoir, w_out: Array, x: Array, h0: Array, y0: Array) -> Array:
+    """Closed loop: y (T,O) for x (T,I), with the network's own outputs fed back. w_out (O,1+I+H)."""
+    outputs = []
+    h, y = h0, y0
+    for t in range(len(x)):
+        h = reservoir_step(r, x[t], h, y)
+        y = w_out @ np.concatenate([[1.0], x[t], h])
+        outputs.append(y)
+    return np.array(outputs)
+
+
+def ridge_regression(features: Array, targets: Array, ridge: float) -> Array:
+    """W (O,Z) with the least sum of squares of targets (n,O) - features (n,Z) W^T, plus ridge times that of W."""
+    gram = features.T @ features + ridge * np.eye(features.shape[1])
+    return np.linalg.solve(gram, features.T @ targets).T

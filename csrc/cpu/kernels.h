@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../unit.h"
+
 // Members that every instruction set's file sees must leave no shared copy behind: the linker would keep any one of
 // them.
 #define RNNFAST_INLINE inline __attribute__((always_inline))
@@ -140,6 +142,37 @@ struct ElmanStepSecond {
     const T* const* dz_first;  // rows (H)
 };
 
+// Units of a reservoir: h = (1 - leak) h_prev + leak f(h + scale * sum) + noise, where `sum` is the recurrent product.
+template <class T>
+struct LeakyRows {
+    Unit unit;
+    const T* leak;           // [rows]
+    const T* scale;          // [rows]
+    const T* const* h_prev;  // rows (H)
+    const T* const* noise;   // rows (H), or nullptr
+    T* const* h;             // rows (H), in: W_in x + b
+};
+
+// The recurrent product with a dense matrix.
+template <class T>
+struct DenseReservoirStep {
+    Product<T> product;  // into rows of working memory
+    LeakyRows<T> leaky;
+};
+
+// The recurrent product with a sparse matrix of `run_length` neighbouring units each that hear as many neighbours: see
+// Reservoirs. Of units [vector0, vector1) * lanes.
+template <class T>
+struct SparseReservoirStep {
+    int64_t rows, H, F;
+    int64_t vector0, vector1;
+    const T* w;                 // (H/V,F,V), units that fill up the last vector have zeros
+    const int32_t* starts;      // (H/run_length,F)
+    const T* const* ring_prev;  // rows (H + run_length): h_prev, and again from its start on
+    T* const* ring;             // rows (H + run_length): h likewise
+    LeakyRows<T> leaky;
+};
+
 template <class T>
 struct Kernels {
     int lanes;
@@ -160,6 +193,8 @@ struct Kernels {
     void (*elman_step_tangent)(const ElmanStepTangent<T>&);
     void (*lstm_step_second)(const LstmStepSecond<T>&);
     void (*elman_step_second)(const ElmanStepSecond<T>&);
+    void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
+    void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
     // sums[j] += sum_r rows[r][j] for r in [0, count), j in [0, size), one partial sum for all rows
     void (*add_rows)(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums);
     // Runs `rounds` rounds of independent multiply-adds; returns the number of floating-point operations done.

@@ -3,6 +3,7 @@
 // linker could pick this copy, with instructions the CPU lacks, for everybody.
 #include "cells.h"
 #include "isa.h"
+#include "reservoir_steps.h"
 
 namespace rnnfast {
 namespace {
@@ -52,6 +53,8 @@ constexpr Kernels<T> table = {lanes_of<T>,
                               elman_step_tangent<T>,
                               lstm_step_second<T>,
                               elman_step_second<T>,
+                              dense_reservoir_step<T>,
+                              sparse_reservoir_step<T>,
                               add_rows<T>,
                               burn<T>};
 

@@ -1,0 +1,272 @@
+"""Echo state networks of the same sizes, run and fitted at once.
+
+Dims: T steps, B sequences, I inputs, H reservoir units, O outputs, S networks, Z features = 1 + I + H, n rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnnfast.reservoir.bank import DTYPES, Bank, Inputs, Matrix, Readouts
+from rnnfast.reservoir.data import Batch, Kind, batches, chunks
+from rnnfast.reservoir.readout import LeaveOneOut, Sums, Validation, solve
+
+if TYPE_CHECKING:
+    from rnnfast.reservoir.estimator import EchoState
+
+CHUNK_BYTES = 4 << 20  # of features (S,B,t,Z) held at a time: in the cache when they are multiplied
+NOISE_STREAM = 5  # of a seed; those before are the weights'
+
+_SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "unit", "dtype", "has_feedback")
+
+
+class Ensemble:
+    """The reservoirs of some networks as one bank. Networks with the same seed and connections share the matrix."""
+
+    def __init__(self, networks: Sequence[EchoState]) -> None:
+        if not networks:
+            raise ValueError("networks: expected at least one, got none")
+        first = networks[0]
+        for name in _SHARED:
+            values = {getattr(network, name) for network in networks}
+            if len(values) > 1:
+                raise ValueError(f"networks: expected the same {name} in all of them, got {sorted(values)}")
+        groups: dict[int, list[EchoState]] = {}
+        for network in networks:
+            groups.setdefault(network.seed, []).append(network)
+        if len({len(group) for group in groups.values()}) > 1:  # a bank has as many reservoirs on every matrix
+            groups = {i: [network] for i, network in enumerate(networks)}
+        self.networks = [network for group in groups.values() for network in group]  # [S], in the order of the bank
+        drawn = [group[0].drawn for group in groups.values()]
+        for group, weights in zip(groups.values(), drawn, strict=True):
+            for network in group:
+                network.drawn = weights
+                network.warn_if_unstable()
+        self.dtype = DTYPES[first.dtype]
+        self.I, self.H, self.O = first.input_size, first.reservoir_size, first.output_size
+        self.feedback = first.has_feedback
+        matrices = [Matrix(weights.w, weights.starts) for weights in drawn]
+        self.bank = Bank(first.unit, self.dtype, matrices, [_inputs(network) for network in self.networks])
+
+    @property
+    def S(self) -> int:
+        return len(self.networks)
+
+    @property
+    def Z(self) -> int:
+        return 1 + self.I + self.H
+
+    def features(
+        self, batch: Batch, h: Tensor, y: Tensor, noise: Sequence[np.random.Generator] | None = None
+    ) -> Iterator[tuple[Tensor, slice]]:
+        """Rows [1, x_t, h_t] of some steps at a time, (S,B,t,Z), and which steps these are.
+
+        h (S,B,H), state before the first step; in place, that after the steps given so far. y (B,O), the output before
+        the first step. The same memory is used again for the next steps.
+        """
+        B, T = batch.x.shape[:2]
+        size = max(16, CHUNK_BYTES // (self.S * B * self.Z * h.element_size()))
+        X = torch.empty(self.S, B, min(T, size), self.Z, dtype=self.dtype)
+        for steps in chunks(T, size):
+            some = X[:, :, : steps.stop - steps.start]
+            if some.shape[2] < X.shape[2]:
+                some = torch.empty(*some.shape[:3], self.Z, dtype=self.dtype)
+            x = batch.x[:, steps]
+            some[..., 0] = 1
+            some[..., 1 : 1 + self.I] = x
+            drive = x if batch.y is None or not self.feedback else torch.cat([x, _before(batch.y, steps, y)], 2)
+            self.bank.drive(drive, h, some[..., 1 + self.I :], self._noise(noise, some))
+            yield some, steps
+
+    def _noise(self, generators: Sequence[np.random.Generator] | None, X: Tensor) -> Tensor | None:
+        """(S,B,t,H), whatever the number of steps t at a time; None if no network has any."""
+        if generators is None or not any(network.noise for network in self.networks):
+            return None
+        _, B, t, _ = X.shape
+        parts = [
+            network.noise * generator.standard_normal((t, B, self.H)).swapaxes(0, 1)
+            for network, generator in zip(self.networks, generators, strict=True)
+        ]
+        return torch.from_numpy(np.stack(parts)).to(self.dtype).contiguous()
+
+    def rows(self, data: Iterable[Batch], washout: int, noise: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """X (S,n,Z) and Y (n,O), float64, of all sequences, each from the state 0 and without its first steps. At the
+        end `h` (S,B,H) and `y` (B,O) are the states and outputs after the last batch."""
+        generators = [noise_generator(network.seed) for network in self.networks] if noise else None
+        for batch in data:
+            B = len(batch.x)
+            assert batch.y is not None
+            self.h = torch.zeros(self.S, B, self.H, dtype=self.dtype)
+            self.y = batch.y[:, -1]
+            for X, steps in self.features(batch, self.h, torch.zeros_like(self.y), generators):
+                first = min(max(0, washout - steps.start), X.shape[2])
+                if first < X.shape[2]:
+                    yield (
+                        X[:, :, first:].double().reshape(self.S, -1, self.Z),
+                        batch.y[:, steps.start + first : steps.stop].double().reshape(-1, self.O),
+                    )
+
+    def readouts(self) -> Readouts:
+        """The fitted readouts, as the kernel takes them."""
+        W = torch.stack([torch.from_numpy(network.W_out_) for network in self.networks]).to(self.dtype)  # (S,O,Z)
+        return Readouts(*[part.contiguous() for part in (W[..., 0], W[..., 1 : 1 + self.I], W[..., 1 + self.I :])])
+
+
+def _before(y: Tensor, steps: slice, start: Tensor) -> Tensor:
+    """y_{t-1} of some steps, (B,t,O)."""
+    first = start if steps.start == 0 else y[:, steps.start - 1]
+    return torch.cat([first[:, None], y[:, steps.start : steps.stop - 1]], 1)
+
+
+def _inputs(network: EchoState) -> Inputs:
+    w_in = network.drawn.w_in * np.asarray(network.input_scale)
+    if network.has_feedback:
+        w_in = np.concatenate([w_in, network.feedback * network.drawn.w_fb], 1)
+    return Inputs(w_in, network.bias_scale * network.drawn.bias, network.leak, network.spectral_radius)
+
+
+def noise_generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(NOISE_STREAM,))))
+
+
+def fit_many(
+    networks: Sequence[EchoState],
+    x: Any,
+    y: Any,
+    ridge: float | Sequence[float] = 1e-6,
+    washout: int = 100,
+    *,
+    validation: tuple[Any, Any] | None = None,
+    warm_start: bool = False,
+    progress: bool = False,
+) -> Sequence[EchoState]:
+    """Fit the readouts of several networks to the same data, their reservoirs running at once.
+
+    What comes out is what `EchoState.fit` gives for each of them. Networks with the same seed share the recurrent
+    matrix, up to a factor: for those (a search over spectral_radius, leak and scales) a step costs far less than one
+    after another. `networks[i].ridge_errors_` compares them.
+
+        networks = [EchoState(1, 300, 1, spectral_radius=r, leak=a) for r in (0.7, 0.9, 1.1) for a in (0.1, 0.3, 1)]
+        fit_many(networks, x, y, ridge=[1e-8, 1e-6, 1e-4])
+        best = min(networks, key=lambda network: min(network.ridge_errors_.values()))
+
+    Args:
+        networks: of the same sizes, fan-in, unit and dtype, with feedback or without.
+        x, y, ridge, washout, validation, warm_start: as for `EchoState.fit`; every network gets its own choice.
+        progress: show a bar (tqdm), default False.
+
+    Returns:
+        networks
+
+    Raises:
+        ValueError, numpy.linalg.LinAlgError: as `EchoState.fit`; then no network has changed.
+    """
+    ridges = _checked_ridges(ridge)
+    ensemble = Ensemble(networks)
+    data, kind = _data(ensemble, x, y, washout)
+    steps = _Progress(progress)
+    sums = _sums_before(ensemble) if warm_start else Sums.zeros(ensemble.S, ensemble.Z, ensemble.O)
+    for X, Y in steps(ensemble.rows(data, washout, noise=True), "fit"):
+        sums.add(X, Y)
+    h, last = ensemble.h, ensemble.y
+    if len(ridges) == 1:
+        best, errors = ridges.expand(ensemble.S), None
+    else:
+        if validation is None:
+            judge: LeaveOneOut | Validation = LeaveOneOut(sums, ridges)
+            rows = ensemble.rows(data, washout, noise=True)
+        else:
+            judge = Validation(sums, ridges)
+            rows = ensemble.rows(_data(ensemble, *validation, washout)[0], washout, noise=False)
+        count = 0
+        for X, Y in steps(rows, "choose the ridge"):
+            judge.add(X, Y)
+            count += Y.numel()
+        errors = judge.errors / count  # (S,K)
+        best = ridges[errors.argmin(1)]
+    weights = solve(sums, best)
+    for s, network in enumerate(ensemble.networks):
+        network._fitted(sums.of(s), weights[s], float(best[s]))
+        network._keep(kind, h[s], last)
+        if errors is not None:
+            network.ridge_errors_ = dict(zip(ridges.tolist(), errors[s].tolist(), strict=True))
+    return networks
+
+
+def predict_many(networks: Sequence[EchoState], x: Any) -> list[Any]:
+    """What `EchoState.predict` gives for each network (without feedback), their reservoirs running at once."""
+    ensemble = Ensemble(networks)
+    if ensemble.feedback:
+        raise ValueError("predict_many: expected networks without feedback; use EchoState.predict for each of them")
+    ((batch, kind),) = batches(x, None, ensemble.I, ensemble.O, ensemble.dtype)
+    y = predict(ensemble, batch, torch.zeros(ensemble.S, len(batch.x), ensemble.H, dtype=ensemble.dtype))
+    place = {id(network): s for s, network in enumerate(ensemble.networks)}
+    return [kind.back(y[place[id(network)]]) for network in networks]
+
+
+def predict(ensemble: Ensemble, batch: Batch, h: Tensor) -> Tensor:
+    """(S,B,T,O) from h (S,B,H), in place. In open loop."""
+    for network in ensemble.networks:
+        network._check_fitted()
+    W = torch.cat([part if part.dim() == 3 else part[..., None] for part in ensemble.readouts()], 2)  # (S,O,Z)
+    B, T = batch.x.shape[:2]
+    y = torch.empty(ensemble.S, B, T, ensemble.O, dtype=ensemble.dtype)
+    for X, steps in ensemble.features(batch, h, batch.x.new_zeros(B, ensemble.O)):
+        y[:, :, steps] = X @ W.mT[:, None]
+    return y
+
+
+def _checked_ridges(ridge: float | Sequence[float]) -> Tensor:
+    ridges = torch.tensor(ridge, dtype=torch.float64).reshape(-1)
+    for value in ridges.tolist():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"ridge: expected finite numbers >= 0, got {value:g}")
+    if not len(ridges):
+        raise ValueError("ridge: expected a number, or at least one in a list")
+    return ridges
+
+
+def _data(ensemble: Ensemble, x: Any, y: Any, washout: int) -> tuple[list[Batch], Kind]:
+    if y is None:
+        raise ValueError("y: expected targets, got None")
+    if washout < 0:
+        raise ValueError(f"washout: expected a number >= 0, got {washout}")
+    pairs = batches(x, y, ensemble.I, ensemble.O, ensemble.dtype)
+    for batch, _ in pairs:
+        if batch.x.shape[1] <= washout:
+            raise ValueError(f"x: expected more steps than the washout of {washout}, got T={batch.x.shape[1]}")
+    return [batch for batch, _ in pairs], pairs[-1][1]
+
+
+def _sums_before(ensemble: Ensemble) -> Sums:
+    before = []
+    for network in ensemble.networks:
+        network._check_fitted()
+        if network._sums is None:
+            raise ValueError("warm_start: expected networks that were fitted by fit, not by partial_fit")
+        before.append(network._sums)
+    return Sums.cat(before)
+
+
+class _Progress:
+    """Wraps an iteration in a bar, if there shall be one."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    def __call__(self, rows: Iterator[tuple[Tensor, Tensor]], what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self.shown:
+            yield from rows
+            return
+        from tqdm import tqdm
+
+        with tqdm(desc=what, unit=" rows", unit_scale=True) as bar:
+            for X, Y in rows:
+                yield X, Y
+                bar.update(len(Y))

@@ -1,0 +1,110 @@
+"""The random weights of a reservoir: drawn, and scaled by their spectral radius.
+
+Dims: I inputs, H reservoir units, O outputs, F fan-in (recurrent connections into each unit).
+
+Sparse connections come in runs: 16 neighbouring units hear, with weights of their own, 16 neighbours each time. Every
+unit has the same number of sources, all different, and every unit is as likely as any other to be one. That is as good
+a random graph for the purpose, and the kernel loads a vector of sources at once where it would have to gather.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+
+DENSE_EIGENVALUES_UP_TO = 200  # units: LAPACK for all eigenvalues costs less than ARPACK for the largest ones
+RADIUS_DIGITS = 10
+RUN = 16  # neighbouring units that hear neighbouring units; csrc/unit.h
+
+
+class Drawn(NamedTuple):
+    """Weights before scaling: w has the spectral radius 1, all others are uniform on [-1, 1)."""
+
+    w: Array  # (H,F) recurrent, into each unit
+    starts: Array | None  # (H/RUN,F) int32, where the connections come from, see sources(); None: F = H, every unit
+    w_in: Array  # (H,I)
+    bias: Array  # (H,)
+    w_fb: Array  # (H,O)
+
+
+def draw(seed: int, I: int, H: int, O: int, fan_in: int) -> Drawn:  # noqa: E741
+    """Draw a reservoir.
+
+    Every part has a PCG64 stream of its own, spawned from `seed`, so that the recurrent matrix does not change with the
+    number of inputs. Only uniform numbers are used: they are the generator's bits times 2^-53, the same on every
+    machine, which numbers through log or exp need not be.
+    """
+    w_stream, start_stream, in_stream, bias_stream, fb_stream = (
+        np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)
+    )
+    starts = None if fan_in == H else _choose_starts(start_stream, H, fan_in)
+    w = _uniform(w_stream, (H, fan_in))
+    w /= _rounded(spectral_radius(matrix(w, starts)))
+    return Drawn(w, starts, _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O)))
+
+
+def _uniform(stream: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return 2 * stream.random(shape) - 1
+
+
+def _choose_starts(stream: np.random.Generator, H: int, fan_in: int) -> Array:
+    """For each run of units `fan_in` different starts out of H: those with the smallest of H random keys."""
+    runs = -(-H // RUN)
+    keys = stream.random((runs, H))
+    return np.sort(np.argpartition(keys, fan_in, axis=1)[:, :fan_in], axis=1).astype(np.int32)
+
+
+def sources(H: int, starts: Array) -> Array:
+    """(H,F) where the connections into each unit come from. Run r of units, j = r RUN + l, hears the runs of units that
+    begin at starts[r]: w[j,k] leads from unit (starts[r,k] + l) mod H to unit j."""
+    run, place = np.divmod(np.arange(H), RUN)
+    return (starts[run] + place[:, None]) % H
+
+
+def matrix(w: Array, starts: Array | None) -> Any:
+    """The recurrent matrix (H,H): a scipy.sparse.csr_array, or `w` itself if it is dense."""
+    if starts is None:
+        return w
+    from scipy.sparse import csr_array
+
+    H, F = w.shape
+    return csr_array((w.ravel(), sources(H, starts).ravel(), np.arange(0, H * F + 1, F)), shape=(H, H))
+
+
+def spectral_radius(W: Any, leak: float = 1.0) -> float:
+    """The largest modulus of an eigenvalue of (1 - leak) I + leak W.
+
+    By LAPACK for small matrices, else by ARPACK (scipy's sparse eigensolver) from a fixed start vector.
+
+    Args:
+        W: (H,H), NumPy or scipy.sparse.
+        leak: a; the default 1 leaves W itself.
+
+    Raises:
+        ValueError: W is not square, or has numbers that are not finite.
+    """
+    if len(W.shape) != 2 or W.shape[0] != W.shape[1]:
+        raise ValueError(f"W: expected a square matrix, got shape {W.shape}")
+    if not np.isfinite(W if isinstance(W, np.ndarray) else W.data).all():
+        raise ValueError("W: expected finite numbers")
+    H = W.shape[0]
+    if H <= DENSE_EIGENVALUES_UP_TO:
+        dense = W if isinstance(W, np.ndarray) else W.toarray()
+        return float(np.abs(np.linalg.eigvals((1 - leak) * np.eye(H) + leak * dense)).max())
+    from scipy.sparse.linalg import LinearOperator, eigs
+
+    leaky = LinearOperator((H, H), matvec=lambda v: (1 - leak) * v + leak * (W @ v), dtype=np.float64)
+    start = np.random.Generator(np.random.PCG64(0)).random(H) - 0.5
+    # The eigenvalues of a random matrix crowd on a circle: a few more than one, and room for them, converge sooner.
+    values = eigs(leaky, k=4, ncv=min(H, 60), v0=start, return_eigenvectors=False, maxiter=100 * H)
+    return float(np.abs(values).max())
+
+
+def _rounded(radius: float) -> float:
+    """Without the last digits: they depend on the BLAS of the machine, and the weights shall not."""
+    if radius == 0:
+        raise ValueError("the recurrent matrix has the spectral radius 0: it cannot be scaled to another one")
+    return float(f"{radius:.{RADIUS_DIGITS - 1}e}")
