@@ -5,7 +5,9 @@ Change `torch.nn.LSTM` to `rnnfast.LSTM`, or call `rnnfast.convert(model)`.
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  before _C: both use the OpenMP runtime that torch brings
 
@@ -17,4 +19,37 @@ from rnnfast.convert import convert, revert  # noqa: E402
 from rnnfast.info import __version__, info  # noqa: E402
 from rnnfast.modules import LSTM, RNN, LSTMCell, RNNCell  # noqa: E402
 
-__all__ = ["LSTM", "RNN", "LSTMCell", "RNNCell", "__version__", "convert", "info", "revert"]
+if TYPE_CHECKING:
+    from rnnfast import diagnose, init, optim, tasks
+    from rnnfast.reservoir import EchoState
+
+_SUBMODULES = ("diagnose", "init", "optim", "tasks")  # imported when first asked for: `import rnnfast` stays fast
+_LAZY = {"EchoState": "rnnfast.reservoir"}  # likewise, and the modules they are in
+
+__all__ = [
+    "LSTM",
+    "RNN",
+    "EchoState",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "convert",
+    "diagnose",
+    "info",
+    "init",
+    "optim",
+    "revert",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"rnnfast.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'rnnfast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES, *_LAZY})

@@ -1,0 +1,120 @@
+"""Momentum schedules for torch.optim.SGD, as in Sutskever, Martens, Dahl & Hinton (2013)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["MomentumSchedule"]
+
+SCHEDULES = ("constant", "increasing")
+LOW = 0.9  # momentum of the beginning of the one schedule and of the end of the other
+LOW_UPDATES = 1000  # how many updates it lasts
+PERIOD = 250  # updates between two steps of Eq. 5
+
+
+class MomentumSchedule(LRScheduler):
+    """Drives the momentum of `torch.optim.SGD(nesterov=True)`; used like any scheduler of torch.
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+        schedule = rnnfast.optim.MomentumSchedule(optimizer, 0.995)
+        ...
+        optimizer.step()
+        schedule.step()  # after every update, not every epoch
+
+    Schedules of mu_t, the momentum of update t = 0, 1, ... (Sutskever, Martens, Dahl & Hinton 2013, On the importance
+    of initialization and momentum in deep learning):
+
+        'constant'    0.9 for the first 1000 updates, then mu (section 4.2, recurrent networks; mu in 0, .9, .98, .995)
+        'increasing'  min(1 - 2^(-1 - log2(floor(t/250) + 1)), mu), and 0.9 in the last 1000 of `updates` (Eq. 5,
+                      autoencoders; mu in 0, .9, .99, .995, .999)
+
+    **What torch computes and what the paper computes.** Nesterov's accelerated gradient in the paper, with parameters
+    theta and velocity v:
+
+        v_{t+1} = mu_t v_t - lr_t grad(theta_t + mu_t v_t)              theta_{t+1} = theta_t + v_{t+1}
+
+    torch keeps w = theta + mu v, the place where the gradient is taken, and a buffer b instead of v:
+
+        b_{t+1} = m b_t + grad(w_t)                                     w_{t+1} = w_t - lr (grad(w_t) + m b_{t+1})
+
+    These are the same, with v = -lr b and m = mu, as long as neither mu nor lr changes. Where they change, two numbers
+    stand for torch's one m: mu_t, by which the old velocity decays, and mu_{t+1}, by which w_{t+1} looks ahead; and a
+    change of lr would change the velocity already reached. So this schedule sets m = mu_{t+1} and multiplies the
+    buffers by (mu_t / mu_{t+1}) (lr_{t-1} / lr_t): the paper's update, exactly, for any mu_t and lr_t. The model's
+    parameters are theta + mu v then. Step a scheduler of the learning rate *before* this one, so that it sees the new
+    lr. (An update with lr = 0 is torch's: nothing moves, and the velocity starts from 0 after it.)
+
+    **mu = 0.** SGD(nesterov=True) refuses momentum=0 when it is made. Give it any other number: it is overwritten
+    before the first update, and torch's step then takes m = 0 for plain gradient descent.
+
+    Args:
+        optimizer: a torch.optim.SGD, nesterov=True in every parameter group.
+        mu: the momentum reached, mu_0 or mu_max in the paper, 0 <= mu < 1.
+        schedule: 'constant' (default) or 'increasing'.
+        updates: how many there will be in all, for the drop to 0.9 at the end of 'increasing'; None: no drop.
+
+    `state_dict()` holds plain numbers. Save it with the optimizer's, load both in either order: what follows is the
+    same to the last bit as without the interruption.
+
+    Raises:
+        TypeError: the optimizer is no torch.optim.SGD.
+        ValueError: nesterov=False in a group, mu outside [0,1), an unknown schedule, or `updates` without 'increasing'.
+    """
+
+    def __init__(self, optimizer: Optimizer, mu: float, schedule: str = "constant", updates: int | None = None) -> None:
+        if not isinstance(optimizer, SGD):
+            raise TypeError(f"optimizer should be a torch.optim.SGD, got {type(optimizer).__name__}")
+        if not all(group["nesterov"] for group in optimizer.param_groups):
+            raise ValueError("optimizer should be SGD(nesterov=True) in every parameter group")
+        if not 0 <= mu < 1:
+            raise ValueError(f"mu should be in [0,1), got {mu}")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule should be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        if updates is not None and (schedule != "increasing" or updates < 1):
+            raise ValueError(f"updates should be a positive number, with schedule='increasing', got {updates}")
+        self.mu, self.schedule, self.updates = float(mu), schedule, updates
+        self.velocity_lrs: list[float] = []  # by group: the lr in v = -lr b for the buffers as they are
+        super().__init__(optimizer)
+
+    def momentum_at(self, t: int) -> float:
+        """mu_t, t = 0 for the first update."""
+        if self.schedule == "constant":
+            return LOW if t < LOW_UPDATES else self.mu
+        if self.updates is not None and t >= self.updates - LOW_UPDATES:
+            return min(LOW, self.mu)
+        return min(1 - 2.0 ** (-1 - math.log2(t // PERIOD + 1)), self.mu)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Called by `step`: sets the momentum of the update to come and leaves the learning rates as they are."""
+        t, groups = self.last_epoch, self.optimizer.param_groups
+        decay, ahead = self.momentum_at(t), self.momentum_at(t + 1)
+        lrs = [float(group["lr"]) for group in groups]
+        if t > 0:
+            for group, lr, before in zip(groups, lrs, self.velocity_lrs, strict=True):
+                # Where the divisor is 0 the buffers play no part in the step to come.
+                factor = (decay / ahead if ahead else 1.0) * (before / lr if lr else 1.0)
+                if factor != 1:
+                    self._scale_velocities(group, factor)
+        self.velocity_lrs = lrs
+        self._set_momentum()
+        return [group["lr"] for group in groups]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; the optimizer's momentum follows."""
+        super().load_state_dict(state_dict)
+        self._set_momentum()
+
+    def _set_momentum(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["momentum"] = self.momentum_at(self.last_epoch + 1)
+
+    def _scale_velocities(self, group: dict[str, Any], factor: float) -> None:
+        for parameter in group["params"]:
+            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                buffer.mul_(factor)

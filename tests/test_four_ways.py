@@ -1,0 +1,147 @@
+"""examples/four_ways.py: the command runs, learns, and tells the truth about it; its parts do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+
+from examples import four_ways
+from rnnfast import tasks
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "examples.four_ways", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def test_command_learns_a_short_task(tmp_path):
+    files = {"--plot": tmp_path / "x.png", "--json": tmp_path / "x.json"}
+    options = [part for pair in files.items() for part in pair]
+    done = command("--task", "temporal_order", "--T", 10, "--budget", 8, "--ways", "sgd", "lstm", "momentum", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
+    image = matplotlib.image.imread(files["--plot"])
+    assert image.shape[1] > 1000 and image[..., :3].std() > 0.02  # something is drawn
+
+    saved = json.loads(files["--json"].read_text())
+    courses = {course["way"]: course for course in saved["courses"]}
+    assert list(courses) == ["sgd", "lstm", "momentum"]
+    assert saved["about"]["arguments"]["T"] == 10 and saved["about"]["arguments"]["seed"] == 0
+    for course in courses.values():
+        assert len(course["seconds"]) == len(course["updates"]) == len(course["errors"]) == len(course["wrong"]) > 1
+        assert course["updates"][0] == 0 and course["seconds"] == sorted(course["seconds"])
+        assert course["errors"][0] > 0.3  # before any update
+        assert (course["errors"][-1] < tasks.SOLVED) == (course["ended"] == "solved")
+        row = next(line for line in done.stdout.splitlines() if line[:1] == "│" and course["title"] in line)
+        cells = [cell.strip() for cell in row.strip("│ ").split("│")]
+        assert cells[1] == f"{course['errors'][-1]:.3f}" and cells[2] == f"{course['wrong'][-1]:.3f}"
+        assert cells[3] == str(course["updates"][-1]) and cells[5] == course["ended"]
+    assert courses["lstm"]["ended"] == "solved"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "addition", "--T", "5"], "T=5 is too short for addition"),
+        (["--task", "subtraction"], "invalid choice: 'subtraction'"),
+        (["--ways", "prayer"], "invalid choice: 'prayer'"),
+    ],
+)
+def test_command_refuses(arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["addition", "temporal_order", "memorisation_5bit"])
+def test_flush_right(name):
+    x, _, mask = tasks.make(name, 40).sample(30, torch.Generator().manual_seed(0))
+    moved, sequence, step = four_ways.flush_right(x, mask)
+    steps = x.size(0)
+    assert moved.shape == (30, steps, x.size(2))
+    where, which = mask.nonzero(as_tuple=True)
+    assert torch.equal(sequence, which)  # the order of y[mask]
+    assert torch.equal(moved[sequence, step], x[where, which])
+    for b in range(30):
+        length = int(mask[:, b].nonzero().max()) + 1
+        assert torch.equal(moved[b, steps - length :], x[:length, b]) and (moved[b, : steps - length] == 0).all()
+        assert step[sequence == b].max() == steps - 1
+
+
+class Fake:
+    """A way whose outputs are right after some updates, or not finite."""
+
+    title = "fake"
+
+    def __init__(self, task, generator, right_after=3, break_after=10**9):
+        self.task, self.right_after, self.break_after, self.count = task, right_after, break_after, 0
+
+    def update(self):
+        self.count += 1
+
+    def outputs(self, x, mask):
+        if self.count >= self.break_after:
+            return torch.full((int(mask.sum()), 1), float("nan"))
+        good = float(self.count >= self.right_after)
+        numbers, marks = x.unbind(-1)
+        sums = (numbers * (marks == 1)).sum(0)[mask.nonzero()[:, 1]]  # (N)
+        return (sums + 1 - good)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "ended", "updates", "error"),
+    [
+        ({}, {"updates": 100}, "solved", 3, 0),
+        ({}, {"updates": 10, "until_solved": False}, "limit", 10, 0),
+        ({"right_after": 50}, {"updates": 10}, "limit", 10, 1),
+        ({"break_after": 2}, {"updates": 10}, "diverged", 2, 1),
+    ],
+)
+def test_training_ends_for_a_reason(monkeypatch, options, limits, ended, updates, error):
+    monkeypatch.setitem(four_ways.WAYS, "fake", lambda task, generator: Fake(task, generator, **options))
+    task = tasks.addition(40)
+    test = task.sample(50, torch.Generator().manual_seed(0))
+    course = four_ways.train("fake", task, test, 0, four_ways.Limits(looks=1000, **limits))  # a look at every update
+    assert (course.ended, course.updates[-1], course.errors[-1]) == (ended, updates, error)
+    assert course.updates == list(range(updates + 1)) and course.errors[0] == 1
+
+
+def test_an_echo_state_network_adds():
+    pytest.importorskip("rnnfast.reservoir")
+    task = tasks.addition(40)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("esn", task, test, 0, four_ways.Limits(updates=4))
+    assert course.ended == "solved" and course.errors[0] > 0.8
+
+
+def test_hessian_free_runs():
+    from rnnfast import optim
+
+    if not hasattr(optim, "HessianFree"):
+        pytest.skip("rnnfast.optim.HessianFree is not there yet")
+    task = tasks.temporal_order(10)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("hf", task, test, 0, four_ways.Limits(updates=3))
+    assert course.ended in ("solved", "limit") and course.errors[-1] < course.errors[0]
+
+
+def test_two_runs_are_the_same():
+    task = tasks.temporal_order(10)
+    test = task.sample(100, torch.Generator().manual_seed(1))
+    runs = [four_ways.train("momentum", task, test, 0, four_ways.Limits(updates=5)) for _ in range(2)]
+    assert runs[0].errors == runs[1].errors and runs[0].wrong == runs[1].wrong and runs[0].updates[-1] == 5
