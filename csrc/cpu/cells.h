@@ -20,21 +20,21 @@ void lstm_step(const LstmStep<T>& s) {
     const int64_t H = s.product.columns.size;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
         for_units(s.product, panel, [&](int64_t j, int n) {
+            // In two loops: the gates do not wait for each other, tanh(c) waits for them.
             for (int64_t r = row0; r < row1; ++r) {
                 T* z = s.product.c[r] + j;  // (G,H)
-                const Vec<T> i = sigmoid<T>(load(z, n));
-                const Vec<T> f = sigmoid<T>(load(z + H, n));
-                const Vec<T> g = tanh<T>(load(z + 2 * H, n));
-                const Vec<T> o = sigmoid<T>(load(z + 3 * H, n));
+                store(z, sigmoid<T>(load(z, n)), n);
+                store(z + H, sigmoid<T>(load(z + H, n)), n);
+                store(z + 2 * H, tanh<T>(load(z + 2 * H, n)), n);
+                store(z + 3 * H, sigmoid<T>(load(z + 3 * H, n)), n);
+            }
+            for (int64_t r = row0; r < row1; ++r) {
+                const T* gates = s.product.c[r] + j;  // (G,H)
+                const Vec<T> i = load(gates, n), f = load(gates + H, n);
+                const Vec<T> g = load(gates + 2 * H, n), o = load(gates + 3 * H, n);
                 const Vec<T> c = f * load(s.c_prev[r] + j, n) + i * g;
                 store(s.c[r] + j, c, n);
                 store(s.h[r] + j, o * tanh<T>(c), n);
-                if (s.keep_gates) {
-                    store(z, i, n);
-                    store(z + H, f, n);
-                    store(z + 2 * H, g, n);
-                    store(z + 3 * H, o, n);
-                }
             }
         });
     });

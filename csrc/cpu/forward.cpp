@@ -196,8 +196,7 @@ private:
                       : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
                                      : m_step.get() + (d * s.B + b) * s.H;
         }
-        kernel.lstm_step(
-            {recurrence(l, d, to, n, first, panels), call.reserve != nullptr, to.c_prev.get(), to.c.get(), to.h.get()});
+        kernel.lstm_step({recurrence(l, d, to, n, first, panels), to.c_prev.get(), to.c.get(), to.h.get()});
         if (s.P) project_output(my, i, n);
         return n;
     }

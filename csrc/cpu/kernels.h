@@ -65,11 +65,10 @@ struct DirectProduct {
     T* const* c;
 };
 
-// z = product, then the cell: c = f*c_prev + i*g, h = o*tanh(c).
+// z = product, where the activated gates take its place, then the cell: c = f*c_prev + i*g, h = o*tanh(c).
 template <class T>
 struct LstmStep {
     Product<T> product;      // into z rows (G,H); columns.of_gates
-    bool keep_gates;         // write the activated gates back into z
     const T* const* c_prev;  // rows (H)
     T* const* c;             // rows (H), may be c_prev
     T* const* h;             // rows (H)
