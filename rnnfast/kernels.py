@@ -201,6 +201,10 @@ class _Call:
         x, h0, c0, _ = self.inputs
         return _addresses(x, h0, c0, self.dropout, past.y, past.reserve)
 
+    def z_shape(self) -> tuple[int, ...]:
+        stack, s = self.stack, self.sizes
+        return stack.L, stack.D, s.N, stack.gates, s.H
+
     def empty_outputs(self) -> Outputs:
         LD, s, new_empty = self.stack.L * self.stack.D, self.sizes, self.inputs.x.new_empty
         y, h_n = new_empty((*self.rows, self.stack.D * s.R)), new_empty((LD, s.B, s.R))
@@ -251,24 +255,45 @@ def forward(
     return outputs, reserve
 
 
-def backward(past: Past, cotangents: Outputs, wanted: list[bool], groups: int = 1) -> Inputs:
-    """Gradients of <cotangents, outputs>; of the weights for each group of sequences (b % groups) on its own."""
+def backward(
+    past: Past, cotangents: Outputs, wanted: list[bool], groups: int = 1, z_cotangent: Tensor | None = None
+) -> Inputs:
+    """Gradients of <cotangents, outputs>, and if given of <z_cotangent (L,D,N,G,H), pre-activations> more; of the
+    weights for each group of sequences (b % groups) on its own."""
     call = _Call.of(past)
     d = call.dense_outputs("gradient of ", cotangents)
+    dz = _dense("gradient of z", z_cotangent, call.z_shape(), call.dtype)
     grads = call.empty_gradients(wanted, groups)
     _BACKWARD[past.y.dtype](
-        *call.start(), call.past(past), _addresses(*d, *grads[:3]), _addresses(*grads.weights), groups
+        *call.start(), call.past(past), _addresses(*d, *grads[:3]), _addresses(*grads.weights), groups, *_addresses(dz)
     )
     return grads
 
 
-def tangent(past: Past, tangents: Inputs) -> Outputs:
-    """The derivative of the outputs along `tangents`."""
+def tangent(past: Past, tangents: Inputs, z_tangent: Tensor | None = None) -> Outputs:
+    """The derivative of the outputs along `tangents`; if given, z_tangent (L,D,N,G,H) becomes that of the
+    pre-activations."""
     call = _Call.of(past)
     v = call.dense_inputs("tangent of ", tangents)
     outputs = call.empty_outputs()
-    _TANGENT[past.y.dtype](*call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights))
+    if z_tangent is not None and _dense("tangent of z", z_tangent, call.z_shape(), call.dtype) is not z_tangent:
+        raise RuntimeError("tangent of z: expected a contiguous tensor to write to")
+    _TANGENT[past.y.dtype](
+        *call.start(), call.past(past), _addresses(*v[:3], *outputs), _addresses(*v.weights), *_addresses(z_tangent)
+    )
     return outputs
+
+
+def activations(past: Past) -> Tensor:
+    """What the nonlinearities made of the pre-activations, (L,D,N,G,H): h of an Elman network, the gates of an LSTM.
+
+    A view or a copy of what the forward pass kept.
+    """
+    s, (_, L, D, _) = _sizes(past.stack, past.inputs, past.batch_sizes), past.stack
+    if past.stack.lstm:
+        return past.reserve[: L * D * s.N * 4 * s.H].view(L, D, s.N, 4, s.H)
+    below = past.reserve.view(L - 1, s.N, D, s.H)
+    return torch.cat([below, past.y.view(1, s.N, D, s.H)]).permute(0, 2, 1, 3).unsqueeze(3)
 
 
 def second(
