@@ -32,8 +32,8 @@ class GaussNewton:
         S = sum over layers and steps of J_z^T diag(a'(z)) J_z, mean over the sequences        J_z = dz/dw
 
     z are the pre-activations of all units of rnnfast's layers, a(z) = tanh(z): the Gauss-Newton matrix of the matching
-    loss between new and old hidden states, which is half the squared distance of arcsin(h_t). For relu a' is 0 or 1. For
-    an LSTM, where the paper says nothing, the four gates are taken for what they are, units with nonlinearities of
+    loss between new and old hidden states, which is half the squared distance of arcsin(h_t). For relu a' is 0 or 1.
+    For an LSTM, where the paper says nothing, the four gates are taken for what they are, units with nonlinearities of
     their own, and each is charged for by its own slope.
 
     Args:

@@ -72,8 +72,8 @@ class HessianFree(Optimizer):
     A step that fails, because the curvature is not finite or no part of it makes the loss fall, is rejected: w stays,
     lambda grows, and the report says why. Whatever is raised, w is never left between two steps.
 
-    Sources: Martens (2010), Deep learning via Hessian-free optimization, section 4; Martens & Sutskever (2011), Learning
-    recurrent neural networks with Hessian-free optimization, section 3.
+    Sources: Martens (2010), Deep learning via Hessian-free optimization, section 4; Martens & Sutskever (2011),
+    Learning recurrent neural networks with Hessian-free optimization, section 3.
 
     Args:
         params: parameters, in one group; those that require no gradient are left alone.
@@ -223,8 +223,8 @@ class _Step:
         tolerance = math.sqrt(torch.finfo(self.parameters[0].dtype).eps)
         if not abs(again - self.value) <= tolerance * abs(self.value):
             raise RuntimeError(
-                f"forward() and loss() should always give the same for the same weights, got a loss of {self.value} and "
-                f"then {again}: is there dropout, or another batch in each call?"
+                f"forward() and loss() should give the same whenever the weights are the same, got a loss of "
+                f"{self.value} and then {again}: is there dropout, or another batch in each call?"
             )
 
     def product(self, v: Tensor, damping: float) -> Tensor:
