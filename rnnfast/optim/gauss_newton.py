@@ -108,9 +108,9 @@ class GaussNewton:
         (product,) = torch.autograd.grad(self._slope, self._outputs, tangent, retain_graph=True, materialize_grads=True)
         return product
 
-    def _pull(self, u: Sequence[Tensor], create_graph: bool = False, ends: int | None = None) -> Sequence[Tensor]:
+    def _pull(self, u: Sequence[Tensor], create_graph: bool = False, ends: int | None = None) -> list[Tensor]:
         """The sum of J^T u of the outputs and, if their u are given, of the hidden states."""
-        return torch.autograd.grad(
+        pulled = torch.autograd.grad(
             self._ends[:ends],
             self._parameters,
             u,
@@ -119,3 +119,4 @@ class GaussNewton:
             allow_unused=True,
             materialize_grads=True,
         )
+        return list(pulled)
