@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,10 +69,18 @@ class GaussNewton:
             )
             self._ends = [outputs, *(s for s, _ in calls)]  # and of each call s (L,D,N,G,H)
             self._sequences = [B for _, B in calls]
-            self._u = [torch.zeros_like(end).requires_grad_() for end in self._ends]
-            pulled = self._pull(self._u, create_graph=True)
-        self._pulled = [(k, p) for k, p in enumerate(pulled) if p.requires_grad]  # J^T u, as a function of u
         self.loss = value.detach()
+
+    @cached_property
+    def _u(self) -> list[Tensor]:
+        return [torch.zeros_like(end).requires_grad_() for end in self._ends]
+
+    @cached_property
+    def _pulled(self) -> list[tuple[int, Tensor]]:
+        """J^T u as a function of u, with the number of the parameter."""
+        with torch.enable_grad():
+            pulled = self._pull(self._u, create_graph=True)
+        return [(k, p) for k, p in enumerate(pulled) if p.requires_grad]
 
     def gradient(self) -> list[Tensor]:
         """d loss / dw, like the parameters."""
@@ -98,7 +107,7 @@ class GaussNewton:
         )
         cotangents = [self._curve(push[0])]
         for tangent, B in zip(push[1:], self._sequences, strict=bool(structural)):
-            cotangents.append(tangent * (structural / B))
+            cotangents.append(tangent.mul_(structural / B))
         return self._pull(cotangents, ends=len(push))
 
     def _curve(self, tangent: Tensor) -> Tensor:
