@@ -90,20 +90,16 @@ def draw(task, count, generator):
 
 def newton(network, task, generator, setting):
     """-> the loss before each step"""
+
+    def problem(x, y, mask):
+        return lambda: network(x, mask), lambda outputs: task.loss(outputs, y[mask])
+
     options = {"damping": setting.damping, "cg_steps": setting.cg_steps, "weight_decay": 2e-5}
     optimizer = optim.HessianFree(network.parameters(), **options)
     while True:
-        x, y, mask = draw(task, setting.gradient, generator)
-        some = slice(setting.curvature)
-        report = optimizer.step(
-            lambda: network(x, mask),  # noqa: B023
-            lambda outputs: task.loss(outputs, y[mask]),  # noqa: B023
-            (
-                lambda: network(x[:, some], mask[:, some]),  # noqa: B023
-                lambda outputs: task.loss(outputs, y[:, some][mask[:, some]]),  # noqa: B023
-            ),
-        )
-        yield report.loss
+        batch = draw(task, setting.gradient, generator)
+        few = [tensor[:, : setting.curvature] for tensor in batch]
+        yield optimizer.step(*problem(*batch), curvature=problem(*few)).loss
 
 
 def first_order(network, task, generator, optimizer):

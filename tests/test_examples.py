@@ -8,10 +8,13 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+import torch
+
+import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OTHERS = {"four_ways"}  # has arguments, and a test, of its own
-EPOCHS = {"sunspots": 3, "co2": 3, "oscillator": 2, "trajectory": 3, "lorenz": 2, "digits": 10}
+EPOCHS = {"sunspots": 3, "co2": 3, "oscillator": 2, "trajectory": 3, "lorenz": 2, "digits": 10, "hessian_free": 6}
 NUMBER = r"\d+\.\d+(?:e[-+]\d+)?"
 
 
@@ -109,6 +112,23 @@ def test_digits_need_rows(printed):
     accuracy = [float(r[1]) for r in cells(text) if r[0] in map(str, range(2, 9))]
     assert len(accuracy) == 7
     assert accuracy[0] > 0.2 and max(accuracy) > 0.5 and max(accuracy[3:]) > accuracy[0]  # guessing gives 0.1
+
+
+def test_hessian_free_uses_its_time_better(printed):
+    text = printed("hessian_free")
+    wrong = {r[0]: float(r[2].split(",")[0]) for r in cells(text) if r[0] in ("HF", "SGD", "Adam")}
+    seconds = [float(r[4]) for r in cells(text) if r[0] in wrong]
+    assert wrong["HF"] < min(wrong["SGD"], wrong["Adam"]) and max(seconds) < 1.5 * min(seconds)
+    assert "SGD: solved for 0 of 1 seeds" in text
+
+
+def test_hessian_free_draws_no_sequence_twice():
+    from examples import hessian_free
+
+    task = rnnfast.tasks.memorisation_5bit(11)
+    x, y, mask = hessian_free.draw(task, 400, torch.Generator().manual_seed(0))
+    assert x.shape == (11, 32, 4) and mask.shape == y.shape == (11, 32)
+    assert torch.unique(x, dim=1).size(1) == 32 and torch.equal(y[-5:], x[:5].argmax(-1))  # still the same sequences
 
 
 def test_same_seed_gives_the_same_result(printed, tmp_path):
