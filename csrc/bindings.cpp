@@ -104,18 +104,20 @@ void forward_at(const Shape& s, int threads, const Addresses& parameters, const 
 
 template <class T>
 void backward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past,
-                 const Addresses& adjoint, const Addresses& gradients, int64_t groups) {
+                 const Addresses& adjoint, const Addresses& gradients, int64_t groups, Address z) {
     const Past<T> p = past_at<T>(s, past, parameters);
-    const Adjoint<T> a = adjoint_at<T>(s, adjoint, gradients, groups);
+    Adjoint<T> a = adjoint_at<T>(s, adjoint, gradients, groups);
+    a.z = at<const T>(z);
     const py::gil_scoped_release release;
     backward(s, p, a, threads);
 }
 
 template <class T>
 void tangent_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, const Addresses& dot,
-                const Addresses& parameters_dot) {
+                const Addresses& parameters_dot, Address z) {
     const Past<T> p = past_at<T>(s, past, parameters);
-    const Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
+    Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
+    t.z = at<T>(z);
     const py::gil_scoped_release release;
     tangent(s, p, t, threads);
 }

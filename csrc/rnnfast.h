@@ -85,6 +85,7 @@ struct Adjoint {
     // Gradients of the parameters are summed up over each group of sequences on its own: sequence b is of group
     // b % groups. 1: over the whole batch.
     int64_t groups;
+    const T* z = nullptr;  // (L,D,N,G,H) dL/d pre-activations, in, on top of what the outputs bring; nullptr: zeros
 };
 
 // A direction in the space of inputs and parameters (nullptr: zeros), and the derivative of the outputs along it.
@@ -97,6 +98,7 @@ struct Tangent {
     T* y;                                          // (N,D*R), out
     T* h_n;                                        // (L*D,B,R), out
     T* c_n;                                        // (L*D,B,H), out, LSTM only
+    T* z = nullptr;                                // (L,D,N,G,H) pre-activations, out; nullptr: not wanted
 };
 
 // Run a whole stack of layers and directions on up to `threads` threads. Results do not depend on `threads`.
@@ -108,7 +110,7 @@ template <class T>
 void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int threads);
 // The second derivative, of S = <first outputs, tangent outputs> + <plain outputs, outputs>: `plain` gets dS/d inputs,
 // `first` gets dS/d tangents (which is the first-order backward pass of `first`), `dot` the tangent outputs.
-// This is double backward, forward over reverse and reverse over forward in one.
+// This is double backward, forward over reverse and reverse over forward in one. dot.z is nullptr.
 template <class T>
 void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, const Adjoint<T>& first,
             const Adjoint<T>& plain, int threads);

@@ -34,6 +34,7 @@ from rnnfast import init, optim, tasks
 
 H, B = 100, 100  # hidden units, sequences in a batch
 LARGE_B = 1000  # sequences in an update of hf and of esn, which make few
+CURVATURE_B = 200  # those of them that hf takes the curvature from
 RESERVOIR = 500  # units of the echo state network
 TEST = 1000  # sequences
 
@@ -134,11 +135,16 @@ class HessianFree(Gradients):
         return init.echo_state_(rnnfast.RNN(self.task.input_size, H), 1.1, 15, 0.25, self.generator)
 
     def make_optimizer(self):
-        return optim.HessianFree(self.network.parameters())
+        return optim.HessianFree(self.network.parameters(), cg_steps=100, weight_decay=2e-5)
 
     def update(self):
-        x, y, mask = self.task.sample(LARGE_B, self.generator)
-        self.optimizer.step(lambda: self.network(x, mask), lambda outputs: self.task.loss(outputs, y[mask]))
+        batch = self.task.sample(LARGE_B, self.generator)
+        few = tasks.Batch(*[tensor[:, :CURVATURE_B] for tensor in batch])
+        self.optimizer.step(*self.problem(batch), curvature=self.problem(few))
+
+    def problem(self, batch):
+        x, y, mask = batch
+        return lambda: self.network(x, mask), lambda outputs: self.task.loss(outputs, y[mask])
 
 
 class EchoState:

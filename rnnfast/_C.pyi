@@ -38,6 +38,7 @@ def backward_float32(
     adjoint: Addresses,
     gradients: Addresses,
     groups: int,
+    z: int,
 ) -> None: ...
 def backward_float64(
     shape: Shape,
@@ -47,12 +48,25 @@ def backward_float64(
     adjoint: Addresses,
     gradients: Addresses,
     groups: int,
+    z: int,
 ) -> None: ...
 def tangent_float32(
-    shape: Shape, threads: int, parameters: Addresses, past: Addresses, dot: Addresses, parameters_dot: Addresses
+    shape: Shape,
+    threads: int,
+    parameters: Addresses,
+    past: Addresses,
+    dot: Addresses,
+    parameters_dot: Addresses,
+    z: int,
 ) -> None: ...
 def tangent_float64(
-    shape: Shape, threads: int, parameters: Addresses, past: Addresses, dot: Addresses, parameters_dot: Addresses
+    shape: Shape,
+    threads: int,
+    parameters: Addresses,
+    past: Addresses,
+    dot: Addresses,
+    parameters_dot: Addresses,
+    z: int,
 ) -> None: ...
 def second_float32(
     shape: Shape,

@@ -252,6 +252,10 @@ class _Call:
     def start(self) -> tuple[_C.Shape, int, list[int]]:
         return self.shape, torch.get_num_threads(), _addresses(self.inputs[3:])
 
+    def z_shape(self) -> _Shape:
+        stack, s = self.sizes.stack, self.sizes
+        return stack.L, stack.D, s.N, stack.gates, s.H
+
     def reserve_shape(self) -> _Shape:
         s = self.sizes
         return (s.N * reserve_per_row(s.stack, s.H, s.P),)
@@ -309,22 +313,52 @@ def forward(
     return outputs, reserve
 
 
-def backward(past: Past, cotangents: SomeOutputs, wanted: Sequence[bool], groups: int = 1) -> SomeInputs:
-    """Gradients of <cotangents, outputs>; of the weights for each group of sequences (b % groups) on its own."""
+def backward(
+    past: Past,
+    cotangents: SomeOutputs,
+    wanted: Sequence[bool],
+    groups: int = 1,
+    z_cotangent: Tensor | None = None,
+) -> SomeInputs:
+    """Gradients of <cotangents, outputs>, and if given of <z_cotangent (L,D,N,G,H), pre-activations> more; of the
+    weights for each group of sequences (b % groups) on its own."""
     call = _PastCall(past)
     d = call.dense_outputs("gradient of ", cotangents)
+    dz = 0
+    if z_cotangent is not None:
+        z_cotangent = _dense("gradient of z", z_cotangent, call.z_shape(), call.dtype)
+        dz = z_cotangent.data_ptr()
     grads = call.empty_gradients(wanted, groups)
-    _BACKWARD[call.dtype](*call.start(), call.past(), _addresses((*d, *grads[:3])), _addresses(grads.weights), groups)
+    arrays = _addresses((*d, *grads[:3]))
+    _BACKWARD[call.dtype](*call.start(), call.past(), arrays, _addresses(grads.weights), groups, dz)
     return grads
 
 
-def tangent(past: Past, tangents: SomeInputs) -> Outputs:
-    """The derivative of the outputs along `tangents`."""
+def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:
+    """The derivative of the outputs along `tangents`; if given, z_tangent (L,D,N,G,H) becomes that of the
+    pre-activations."""
     call = _PastCall(past)
     v = call.dense_inputs("tangent of ", tangents.flat())
     outputs = call.empty_outputs()
-    _TANGENT[call.dtype](*call.start(), call.past(), _addresses((*v[:3], *outputs)), _addresses(v[3:]))
+    z = 0
+    if z_tangent is not None:
+        if _dense("tangent of z", z_tangent, call.z_shape(), call.dtype) is not z_tangent:
+            raise RuntimeError("tangent of z: expected a contiguous tensor to write to")
+        z = z_tangent.data_ptr()
+    _TANGENT[call.dtype](*call.start(), call.past(), _addresses((*v[:3], *outputs)), _addresses(v[3:]), z)
     return outputs
+
+
+def activations(past: Past) -> Tensor:
+    """What the nonlinearities made of the pre-activations, (L,D,N,G,H): h of an Elman network, the gates of an LSTM.
+
+    A view or a copy of what the forward pass kept.
+    """
+    s, (_, L, D, _) = _sizes(past.stack, past.inputs, past.batch_sizes), past.stack
+    if past.stack.lstm:
+        return past.reserve[: L * D * s.N * 4 * s.H].view(L, D, s.N, 4, s.H)
+    below = past.reserve.view(L - 1, s.N, D, s.H)
+    return torch.cat([below, past.y.view(1, s.N, D, s.H)]).permute(0, 2, 1, 3).unsqueeze(3)
 
 
 def second(

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
-from rnnfast import library
+from rnnfast import library, linear
 from rnnfast.batching import Kind, vmap_rule
 from rnnfast.kernels import DTYPES, Inputs, Past, SomeInputs, SomeOutputs, Stack
 
@@ -70,6 +70,8 @@ def recurrent(
 
 def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[Tensor, Tensor, Tensor | None]:
     inputs = Inputs(x, h0, c0, weights)
+    if linear.is_recording() and not _is_transformed() and _any_requires_grad(inputs):
+        return linear.record(stack, inputs, batch_sizes, dropout)
     if _is_transformed() or _any_requires_grad(inputs):
         y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None

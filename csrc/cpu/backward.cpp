@@ -133,6 +133,7 @@ void BackwardRun<T>::sweep_backward(const Share& my, int64_t l, int64_t d) {
             group_barriers[my.group].wait();
             lstm_step(my, l, d, t, batch, unproject(my, l, d, t, batch));
         }
+        if (adjoint.z) add_to_dz(my, l, d, t);
         group_barriers[my.group].wait();
     }
     initial_state_gradient(my, l, d, columns);
@@ -264,6 +265,20 @@ void BackwardRun<T>::elman_step(const Share& my, int64_t l, int64_t d, int64_t t
         kernel.elman_step_second({step, at.z_dot.get(), at.dz_first.get()});
     else
         kernel.elman_step_backward(step);
+}
+
+// What reaches z_t from elsewhere than the outputs; this thread adds to the dz that it has just written.
+template <class T>
+void BackwardRun<T>::add_to_dz(const Share& my, int64_t l, int64_t d, int64_t t) {
+    const Range columns = this->columns_of(units, this->my_panels(my, units));
+    const Range batch = this->my_rows(my, t);
+    for (int64_t b = batch.begin; b < batch.end; ++b) {
+        const int64_t row = sequence.row(t) + b;
+        const T* z = adjoint.z + (this->sweep(l, d) * N + row) * GH;
+        T* dz = dz_row(l, d, row);
+        for (int64_t gate = 0; gate < GH; gate += s.H)
+            for (int64_t j = gate + columns.begin; j < gate + columns.end; ++j) dz[j] += z[j];
+    }
 }
 
 // After the sweep, dc holds dL/dc_0; dL/dh_0 = dz W_hh of each sequence's first step.

@@ -25,6 +25,7 @@ public:
           dot(dot),
           kept(kept),
           at(Reserve::of_tangents(s, N)),
+          z_dot(dot.z ? dot.z : kept + at.gates),
           trace(past, Reserve(s, N)),
           gates(s.cell == Cell::lstm ? Columns::of_gates(s.H, kernel.lanes)
                                      : Columns::of_matrix(s.H, kernel.lanes, plan.splits)),
@@ -149,7 +150,7 @@ private:
                 for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
                     to.a[n] = row_of(t, b);
                     to.bias[n] = moved(l, d).bias.get();
-                    to.z_dot[n] = kept + at.gates + (this->sweep(l, d) * N + sequence.row(t) + b) * G * s.H;
+                    to.z_dot[n] = z_dot + (this->sweep(l, d) * N + sequence.row(t) + b) * G * s.H;
                 }
             }
             kernel.product(
@@ -232,6 +233,7 @@ private:
     const Tangent<T>& dot;
     T* const kept;
     const Reserve at;
+    T* const z_dot;  // (L,D,N,G,H)
     const Trace<T> trace;
     const Columns gates, projected;
     const int64_t chunk_steps;

@@ -92,14 +92,23 @@ struct Arrays {
                              y.data(), h_n.data(), c_n.data(), keep ? reserve_or_y() : nullptr},
                             threads);
     }
-    void backward(const Shape& s, int threads, int64_t groups = 1) {
-        rnnfast::backward<T>(s, past(s), adjoint(s, groups), threads);
+    void backward(const Shape& s, int threads, int64_t groups = 1, const T* z = nullptr) {
+        Adjoint<T> a = adjoint(s, groups);
+        a.z = z;
+        rnnfast::backward<T>(s, past(s), a, threads);
     }
-    // Treats `v` as a direction: its inputs are tangents, its outputs become the tangent outputs.
+    // Treat `v` as a direction: its inputs are tangents, its outputs become the tangent outputs.
+    void tangent(const Shape& s, int threads, Arrays& v, T* z) {
+        Tangent<T> dot = v.direction(s);
+        dot.z = z;
+        rnnfast::tangent<T>(s, past(s), dot, threads);
+    }
     void second(const Shape& s, int threads, Arrays& v, Arrays& first, Arrays& plain) {
-        const Tangent<T> dot{v.x.data(), optional(v.h0), optional(v.c0), parameters<const T*>(s, v.weights),
-                             v.y.data(), v.h_n.data(),   v.c_n.data()};
-        rnnfast::second<T>(s, past(s), dot, first.adjoint(s, 1), plain.adjoint(s, 1), threads);
+        rnnfast::second<T>(s, past(s), v.direction(s), first.adjoint(s, 1), plain.adjoint(s, 1), threads);
+    }
+    Tangent<T> direction(const Shape& s) {
+        return {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights),
+                y.data(), h_n.data(),   c_n.data()};
     }
     Past<T> past(const Shape& s) {
         return {x.data(),          optional(h0), optional(c0),  parameters<const T*>(s, weights),
@@ -311,6 +320,43 @@ void check_second(const Case& which, int threads) {
     }
 }
 
+// What the tangent pass gives for the pre-activations and what the backward pass takes for them belong together:
+// <outputs' gradients, tangent outputs> + <z, z_dot> = <gradients, tangents>.
+void check_pre_activations(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<double> a(which, 9), v(which, 10), without(which, 10);
+    v.dropout = a.dropout;
+    a.forward(s, threads, true);
+    const int64_t units = s.rows() * s.gates() * s.H;
+    Numbers<double> z_dot = a.draw(s.L * s.D * units);
+    const Numbers<double> z = a.draw(s.L * s.D * units);
+    a.tangent(s, threads, v, z_dot.data());
+    a.tangent(s, threads, without, nullptr);
+    expect(v.y == without.y && v.h_n == without.h_n && v.c_n == without.c_n, "tangents of z change nothing else",
+           which.name, 8, threads, 0);
+    a.backward(s, threads, 1, z.data());
+    const auto dot = Arrays<double>::dot;
+    const double there = dot(a.dy, v.y) + dot(a.dh_n, v.h_n) + dot(a.dc_n, v.c_n) + dot(z, z_dot);
+    double back = 0, scale = 1;
+    for (size_t i = 0; i < v.inputs().size(); ++i) {
+        const double part = dot(*a.input_gradients()[i], *v.inputs()[i]);
+        back += part, scale += std::abs(part);
+    }
+    expect(std::abs(there - back) <= 1e-11 * scale, "pre-activations, there and back", which.name, 8, threads,
+           there - back);
+    if (s.cell == Cell::lstm) return;
+    double error = 0;  // of the top layer: y_dot = slope(y) * z_dot
+    for (int64_t row = 0; row < s.rows(); ++row)
+        for (int64_t d = 0; d < s.D; ++d)
+            for (int64_t j = 0; j < s.H; ++j) {
+                const int64_t i = (row * s.D + d) * s.H + j;
+                const double slope = s.cell == Cell::tanh ? 1 - a.y[i] * a.y[i] : a.y[i] > 0;
+                error =
+                    std::max(error, std::abs(v.y[i] - slope * z_dot[((s.L - 1) * s.D + d) * units + row * s.H + j]));
+            }
+    expect(error <= 1e-14, "tangents of z", which.name, 8, threads, error);
+}
+
 // Gradients of each group of sequences, added up, are those of the batch.
 void check_groups(const Case& which, int threads) {
     const Shape s = which.shape();
@@ -397,6 +443,7 @@ int main() {
                 check_forward<double>(which, threads);
                 check_backward(which, threads);
                 if (which.cell != Cell::relu) check_second(which, threads);  // relu bends where no difference is small
+                check_pre_activations(which, threads);
                 check_groups(which, threads);
                 ++checks;
             }
