@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -129,6 +130,7 @@ class _Shapes(NamedTuple):
     inputs: list[_Shape]  # x, h0, c0, weights
     outputs: list[_Shape]  # y, h_n, c_n
     dropout: _Shape
+    largest: int  # numbers in the largest of the inputs and outputs
 
 
 @lru_cache(maxsize=512)
@@ -145,11 +147,13 @@ def _shapes(s: _Sizes) -> _Shapes:
         one += [(stack.gates * s.H,)] * 2 if stack.bias else []
         one += [(s.P, s.H)] if s.P else []
         weights += one * stack.D
+    inputs, outputs = [(*rows, s.I), *states, *weights], [y, *states]
     return _Shapes(
         names=["x", "h0", "c0", *["weight"] * len(weights)],
-        inputs=[(*rows, s.I), *states, *weights],
-        outputs=[y, *states],
+        inputs=inputs,
+        outputs=outputs,
         dropout=(stack.L - 1, *y),
+        largest=max(map(prod, [*inputs, *outputs])),
     )
 
 
@@ -225,9 +229,9 @@ class _Call:
         self.dtype = x.dtype
         if self.dtype not in _SUFFIX or not x.is_cpu:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
-        self.new_empty = x.new_empty
         self.sizes = s = _sizes(stack, inputs, batch_sizes)
         self.shapes = shapes = _shapes(s)
+        self.new_empty = x.new_empty if shapes.largest * self.dtype.itemsize < _C.LARGE_MEMORY else self.kept_empty
         self.inputs = self.dense_inputs("", inputs.flat())
         self.dropout = None if dropout is None else _dense("dropout_masks", dropout, shapes.dropout, self.dtype)
         if batch_sizes is None:
@@ -237,6 +241,14 @@ class _Call:
         self.shape = _shape(s, self.batch_sizes.data_ptr())
         if self.shape.rows != s.N:
             raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
+
+    def kept_empty(self, *shape: int) -> Tensor:
+        """Uninitialised, if large in memory that the core keeps for the next pass."""
+        size = prod(shape)
+        if size * self.dtype.itemsize < _C.LARGE_MEMORY:
+            return torch.empty(shape, dtype=self.dtype)
+        storage = torch.frombuffer(_C.Memory(size * self.dtype.itemsize), dtype=self.dtype).untyped_storage()
+        return torch.empty(0, dtype=self.dtype).set_(storage, 0, shape)  # type: ignore[call-overload]  # no view
 
     def dense_inputs(self, what: str, inputs: list[Tensor | None]) -> list[Tensor | None]:
         """x, h0, c0, weights, or something as large as each of them."""
@@ -266,11 +278,12 @@ class _Call:
 
     def empty_gradients(self, wanted: Sequence[bool], groups: int) -> SomeInputs:
         """Room for the gradients: of the weights with a leading dimension `groups` if there are several."""
-        shapes = self.shapes.inputs
+        shapes, new_empty = self.shapes.inputs, self.new_empty
         if groups > 1:
             shapes = [*shapes[:3], *((groups, *shape) for shape in shapes[3:])]
+            new_empty = self.kept_empty
         x, h0, c0, *weights = (
-            self.new_empty(*shape) if want and tensor is not None else None
+            new_empty(*shape) if want and tensor is not None else None
             for tensor, shape, want in zip(self.inputs, shapes, wanted, strict=True)
         )
         return SomeInputs(x, h0, c0, weights)
@@ -288,14 +301,6 @@ class _PastCall(_Call):
         return _addresses((*self.inputs[:3], self.dropout, *self.kept))
 
 
-def _new_reserve(shape: _Shape, like: Tensor) -> Tensor:
-    """Uninitialised, if large in memory that the core keeps for the next pass."""
-    bytes = shape[0] * like.element_size()
-    if bytes < _C.LARGE_MEMORY:
-        return like.new_empty(shape)
-    return torch.frombuffer(_C.Memory(bytes), dtype=like.dtype)
-
-
 # --- the four functions -----------------------------------------------------------------------------------------------
 
 
@@ -305,7 +310,7 @@ def forward(
     """The outputs, and if `keep` the reserve (N * reserve_per_row) that the derivatives need."""
     call = _Call(stack, inputs, batch_sizes, dropout)
     outputs = call.empty_outputs()
-    reserve = _new_reserve(call.reserve_shape(), inputs.x) if keep else None
+    reserve = call.kept_empty(*call.reserve_shape()) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
     arrays = _addresses((*call.inputs[:3], call.dropout, *outputs))
