@@ -68,10 +68,10 @@ Past<T> past_at(const Shape& s, const Addresses& a, const Addresses& parameters)
             at<const T>(a[3]), at<const T>(a[4]), at<const T>(a[5])};
 }
 
-// Gradients: of y, h_n, c_n in, of x, h0, c0 out; of the parameters out.
+// Gradients: of y, h_n, c_n in, of x, h0, c0, z_all, cells_all out; of the parameters out.
 template <class T>
 Adjoint<T> adjoint_at(const Shape& s, const Addresses& a, const Addresses& parameters, int64_t groups) {
-    expect(a, 6);
+    expect(a, 8);
     if (groups < 1 || (s.B && s.B % groups)) throw std::invalid_argument("groups must divide the batch");
     return {at<const T>(a[0]),
             at<const T>(a[1]),
@@ -80,7 +80,10 @@ Adjoint<T> adjoint_at(const Shape& s, const Addresses& a, const Addresses& param
             at<T>(a[4]),
             at<T>(a[5]),
             unflatten<T*>(s, parameters),
-            groups};
+            groups,
+            nullptr,
+            at<T>(a[6]),
+            at<T>(a[7])};
 }
 
 // Tangents: of x, h0, c0 in, of y, h_n, c_n out; of the parameters in.

@@ -86,6 +86,9 @@ struct Adjoint {
     // b % groups. 1: over the whole batch.
     int64_t groups;
     const T* z = nullptr;  // (L,D,N,G,H) dL/d pre-activations, in, on top of what the outputs bring; nullptr: zeros
+    // What the sweep carries through time, out; nullptr: not wanted. Of first-order passes only.
+    T* z_all = nullptr;      // (L,D,N,G,H), dL/d pre-activations
+    T* cells_all = nullptr;  // (L,D,N,H), dL/dc_t, LSTM only
 };
 
 // A direction in the space of inputs and parameters (nullptr: zeros), and the derivative of the outputs along it.

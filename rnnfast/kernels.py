@@ -334,9 +334,22 @@ def backward(
         z_cotangent = _dense("gradient of z", z_cotangent, call.z_shape(), call.dtype)
         dz = z_cotangent.data_ptr()
     grads = call.empty_gradients(wanted, groups)
-    arrays = _addresses((*d, *grads[:3]))
+    arrays = _addresses((*d, *grads[:3], None, None))
     _BACKWARD[call.dtype](*call.start(), call.past(), arrays, _addresses(grads.weights), groups, dz)
     return grads
+
+
+def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
+    """What a backward pass carries through time: dL/d pre-activations (L,D,N,G*H), dL/dc_t (L,D,N,H) (None for Elman).
+    Gradients of inputs and weights are not computed."""
+    call = _PastCall(past)
+    s = call.sizes
+    stack, d = s.stack, call.dense_outputs("gradient of ", cotangents)
+    dz = call.kept_empty(stack.L, stack.D, s.N, stack.gates * s.H)
+    d_cells = call.kept_empty(stack.L, stack.D, s.N, s.H) if stack.lstm else None
+    nothing = [0] * len(past.inputs.weights)
+    _BACKWARD[call.dtype](*call.start(), call.past(), _addresses((*d, None, None, None, dz, d_cells)), nothing, 1, 0)
+    return dz, d_cells
 
 
 def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:
@@ -390,9 +403,9 @@ def second(
         call.past(),
         _addresses((*v[:3], *outputs)),
         _addresses(v[3:]),
-        _addresses((*d_first, *to_first[:3])),
+        _addresses((*d_first, *to_first[:3], None, None)),
         _addresses(to_first.weights),
-        _addresses((*d_plain, *to_plain[:3])),
+        _addresses((*d_plain, *to_plain[:3], None, None)),
         _addresses(to_plain.weights),
         groups,
     )

@@ -218,6 +218,11 @@ class _Forward(_Node):
         return vmap_rule(_Forward, info, in_dims, stack, tensors, kinds, [*_output_kinds(stack), Kind.RESERVE])
 
 
+def is_forward_node(node: Any) -> bool:
+    """Is this node of the autograd graph a call of `recurrent`? Its `saved_tensors` and `stack` are `_Forward`'s."""
+    return isinstance(node, _Forward._backward_cls)  # type: ignore[attr-defined]
+
+
 class _Backward(_Node):
     """(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, x, h0, c0, *weights) -> the wanted gradients."""
 

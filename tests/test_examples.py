@@ -8,9 +8,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import torch
-
-import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OTHERS = {"four_ways"}  # has arguments, and a test, of its own

@@ -64,8 +64,21 @@ void BackwardRun<T>::work(const Share& my) {
         if (wants_input(l)) input_gradient(l, my.thread);
         for (int64_t d = 0; d < s.D; ++d)
             for (int64_t group = 0; group < adjoint.groups; ++group) weight_gradients(l, d, group, my.thread);
+        hand_out(l, my.thread);
         if (l > 0) everyone.wait();
     }
+}
+
+// What the sweep has left behind, to those who asked for it.
+template <class T>
+void BackwardRun<T>::hand_out(int64_t l, int thread) {
+    const Range mine = Range::part(N, thread, plan.threads());
+    for (int64_t d = 0; d < s.D; ++d)
+        for (int64_t row = mine.begin; row < mine.end; ++row) {
+            const int64_t at = this->sweep(l, d) * N + row;
+            if (adjoint.z_all) std::copy_n(dz_row(l, d, row), GH, adjoint.z_all + at * GH);
+            if (adjoint.cells_all) std::copy_n(dc_all_row(l, d, row), s.H, adjoint.cells_all + at * s.H);
+        }
 }
 
 template <class T>
@@ -434,8 +447,9 @@ void BackwardRun<T>::add_outer(Scratch& at, const Range& rows, int64_t n, const 
 
 template <class T>
 void backward(const Shape& shape, const Past<T>& past, const Adjoint<T>& adjoint, int threads) {
-    if (!BackwardRun<T>(shape, past, adjoint, false, nullptr, threads).run())
-        BackwardRun<T>(shape, past, adjoint, false, nullptr, 1).run();
+    const bool keep = adjoint.cells_all;
+    if (!BackwardRun<T>(shape, past, adjoint, keep, nullptr, threads).run())
+        BackwardRun<T>(shape, past, adjoint, keep, nullptr, 1).run();
 }
 
 template class BackwardRun<float>;

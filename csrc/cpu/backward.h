@@ -83,6 +83,7 @@ private:
     void elman_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, const Product<T>& product);
     void add_to_dz(const Share& my, int64_t l, int64_t d, int64_t t);
     void initial_state_gradient(const Share& my, int64_t l, int64_t d, const Range& columns);
+    void hand_out(int64_t l, int thread);
     void drop(int64_t l, int thread);
     void input_gradient(int64_t l, int thread);
     void weight_gradients(int64_t l, int64_t d, int64_t group, int thread);

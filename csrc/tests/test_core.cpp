@@ -49,7 +49,7 @@ using Numbers = std::vector<T>;
 // All arrays of one call, filled with random numbers.
 template <class T>
 struct Arrays {
-    Numbers<T> x, h0, c0, dropout, y, h_n, c_n, reserve, dy, dh_n, dc_n, dx, dh0, dc0;
+    Numbers<T> x, h0, c0, dropout, y, h_n, c_n, reserve, dy, dh_n, dc_n, dx, dh0, dc0, dz, d_cells;
     std::vector<Numbers<T>> weights, gradients;
 
     Arrays(const Case& c, unsigned seed) : random_(seed) {
@@ -122,7 +122,10 @@ struct Arrays {
                 optional(dh0),
                 optional(dc0),
                 parameters<T*>(s, gradients),
-                groups};
+                groups,
+                nullptr,
+                optional(dz),
+                optional(d_cells)};
     }
     double loss() const { return dot(y, dy) + dot(h_n, dh_n) + dot(c_n, dc_n); }
 
@@ -378,6 +381,45 @@ void check_groups(const Case& which, int threads) {
     }
 }
 
+// What the sweep hands out: dL/dz summed up over all rows is the gradient of the bias, dL/dc_t of the first step times
+// its forget gate is that of c_0; and all gradients are the same bits as without.
+void check_handed_out(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<double> plain(which, 9), asked(which, 9);
+    const int64_t N = s.rows(), GH = s.gates() * s.H;
+    asked.dz.resize(s.L * s.D * N * GH);
+    if (s.cell == Cell::lstm) asked.d_cells.resize(s.L * s.D * N * s.H);
+    for (auto* arrays : {&plain, &asked}) {
+        arrays->forward(s, threads, true);
+        arrays->backward(s, threads);
+    }
+    expect(plain.gradients == asked.gradients && plain.dx == asked.dx, "handing out changes nothing", which.name, 8,
+           threads, 0);
+    const size_t each = plain.gradients.size() / (s.L * s.D);
+    double worst = 0;
+    for (int64_t i = 0; i < s.L * s.D; ++i) {
+        for (int64_t j = 0; s.bias && j < GH; ++j) {
+            double sum = -plain.gradients[i * each + 2][j];
+            for (int64_t row = 0; row < N; ++row) sum += asked.dz[(i * N + row) * GH + j];
+            worst = std::max(worst, std::abs(sum));
+        }
+        if (asked.dc0.empty()) continue;
+        for (int64_t b = 0; b < s.B; ++b) {
+            // backwards, a sequence begins with its last step
+            int64_t row = b;
+            if (i % s.D == 1)
+                for (int64_t t = 1; t < s.T && b < (s.batch_sizes ? s.batch_sizes[t] : s.B); ++t)
+                    row += s.batch_sizes ? s.batch_sizes[t - 1] : s.B;
+            for (int64_t j = 0; j < s.H; ++j) {
+                const double f = asked.reserve[(i * N + row) * GH + s.H + j];
+                const double dc = f * asked.d_cells[(i * N + row) * s.H + j];
+                worst = std::max(worst, std::abs(dc - asked.dc0[(i * s.B + b) * s.H + j]));
+            }
+        }
+    }
+    expect(worst <= 1e-11, "what the sweep hands out", which.name, 8, threads, worst);
+}
+
 // Results must not depend on the number of threads, to the last bit.
 template <class T>
 void check_threads(const Case& which) {
@@ -445,6 +487,7 @@ int main() {
                 if (which.cell != Cell::relu) check_second(which, threads);  // relu bends where no difference is small
                 check_pre_activations(which, threads);
                 check_groups(which, threads);
+                check_handed_out(which, threads);
                 ++checks;
             }
             check_threads<float>(which);
