@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OTHERS = {"four_ways"}  # has arguments, and a test, of its own
+OTHERS = {"four_ways", "gradient_flow"}  # these have tests of their own
 EPOCHS = {
     "sunspots": 3,
     "co2": 3,
@@ -140,3 +140,12 @@ EPOCHS = {
 def test_same_seed_gives_the_same_result(printed, tmp_path):
     again, _ = run("digits", tmp_path, EPOCHS["digits"])
     assert again == printed("digits")
+
+
+def test_gradient_flow_tells_the_networks_apart(tmp_path):
+    text, image = run("gradient_flow", tmp_path, 150)
+    assert image.shape[1] > 1000 and image[..., :3].std() > 0.02
+    verdicts = {r[0]: r[1] for r in cells(text)}
+    assert verdicts["tanh, spectral radius 0.5"] == verdicts["LSTM, forget bias 0"] == "vanishing"
+    assert verdicts["tanh, spectral radius 1.5"] in ("exploding", "healthy")
+    assert verdicts["ReLU, identity"] == "healthy"
