@@ -8,6 +8,9 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+import torch
+
+import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OTHERS = {"four_ways", "gradient_flow"}  # these have tests of their own
@@ -19,7 +22,7 @@ EPOCHS = {
     "lorenz": 2,
     "digits": 10,
     "ddp": 8,
-    "hessian_free": 6,
+    "hessian_free": 4,
 }
 NUMBER = r"\d+\.\d+(?:e[-+]\d+)?"
 
@@ -125,16 +128,27 @@ def test_digits_need_rows(printed):
     assert accuracy[0] > 0.2 and max(accuracy) > 0.5 and max(accuracy[3:]) > accuracy[0]  # guessing gives 0.1
 
 
-EPOCHS = {
-    "sunspots": 3,
-    "co2": 3,
-    "oscillator": 2,
-    "trajectory": 3,
-    "lorenz": 2,
-    "digits": 10,
-    "ddp": 8,
-    "hessian_free": 6,
-}
+def test_hessian_free_and_the_others_are_listed(printed):
+    text = printed("hessian_free")
+    assert [r[0] for r in cells(text) if r[0] in ("HF", "SGD", "Adam")] == ["HF", "SGD", "Adam"]
+    assert "HF: solved for 0 of 1 seeds" in text and "SGD: solved for 0 of 1 seeds" in text
+
+
+def test_hessian_free_solves_a_short_task():
+    from examples import hessian_free
+
+    task = rnnfast.tasks.memorisation_5bit(20)
+    course = hessian_free.train("HF", task, 0, budget=60, steps=40)
+    assert course.solved and course.errors[0] > 0.5 and len(course.losses) == len(course.errors)
+
+
+def test_hessian_free_draws_no_sequence_twice():
+    from examples import hessian_free
+
+    task = rnnfast.tasks.memorisation_5bit(11)
+    x, y, mask = hessian_free.draw(task, 400, torch.Generator().manual_seed(0))
+    assert x.shape == (11, 32, 4) and mask.shape == y.shape == (11, 32)
+    assert torch.unique(x, dim=1).size(1) == 32 and torch.equal(y[-5:], x[:5].argmax(-1))  # still the same sequences
 
 
 def test_same_seed_gives_the_same_result(printed, tmp_path):

@@ -314,6 +314,32 @@ def test_conjugate_gradients_solve_the_damped_system(monkeypatch, precondition):
     assert step.promised(expected) == pytest.approx(float(g @ expected + expected @ (G + 0.01 * eye) @ expected / 2))
 
 
+def test_cg_starts_from_part_of_its_last_result():
+    model, forward, loss = problem()
+    optimizer = HessianFree(model.parameters(), decay=0.7)
+    first = hessian_free._Step(optimizer, forward, loss, None)
+    assert first.first_guess().abs().max() == 0
+    result = first.conjugate_gradients(first.first_guess())
+    optimizer.step(forward, loss)
+    second = hessian_free._Step(optimizer, forward, loss, None)
+    assert torch.equal(second.first_guess(), 0.7 * result.path[-1])
+    assert second.conjugate_gradients(second.first_guess()).path[0].sub(0.7 * result.path[-1]).abs().max() == 0
+
+
+def test_path_of_cg(monkeypatch):
+    """Each kept result is 1.3 times as many steps in as the one before, or a step more; the last one comes once."""
+    monkeypatch.setattr(hessian_free, "PROGRESS", 0.0)
+    model, forward, loss = problem("lstm")
+    step = step_of(model, forward, loss, cg_steps=20)
+    path = step.conjugate_gradients(torch.zeros_like(step.w)).path
+    ends = []
+    for steps in (1, 2, 3, 4, 6, 7, 10, 12, 16, 20):
+        step.group["cg_steps"] = steps
+        ends.append(step.conjugate_gradients(torch.zeros_like(step.w)).path[-1])
+    assert len(path) == len(ends) + 1 and path[0].abs().max() == 0
+    assert all(torch.equal(a, b) for a, b in zip(path[1:], ends, strict=True))
+
+
 def test_preconditioner_is_the_mean_squared_gradient(monkeypatch):
     monkeypatch.setattr(hessian_free, "SIGNS", 4000)
     model, forward, loss = problem()

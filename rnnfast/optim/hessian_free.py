@@ -260,19 +260,19 @@ class _Step:
                 return _Result(path, i, "the curvature is not finite")
             if curvature <= 0:
                 self.check_convex(curvature, p, Ap)
-                return _Result([*path, d], i, "")  # nothing is left but rounding
+                return _Result(path if path[-1] is d else [*path, d], i, "")  # nothing is left but rounding
             alpha = ry / curvature
             d, r = d + alpha * p, r + alpha * Ap
             q.append(0.5 * float(d @ (r + self.gradient)))
-            if has_stalled(q):
-                return _Result([*path, d], i, "")
+            if has_stalled(q) or i == self.group["cg_steps"]:
+                break
             if i >= keep_at:
                 path.append(d)
                 keep_at = max(i + 1, keep_at * GRID)
             y = inverse * r
             ry, before = float(r @ y), ry
             p = ry / before * p - y
-        return _Result([*path, d], self.group["cg_steps"], "")
+        return _Result([*path, d], i, "")
 
     def check_convex(self, curvature: float, p: Tensor, Ap: Tensor) -> None:
         rounding = math.sqrt(torch.finfo(self.parameters[0].dtype).eps)
