@@ -75,18 +75,33 @@ struct Reservoirs<T>::Packed {
 
 namespace {
 
+// Who does what: the sequences on each matrix in `parts`, which `teams` of `splits` threads take one after another.
+struct Work {
+    int64_t parts;
+    int teams, splits;
+
+    Work(const ReservoirShape& s, const Columns& columns, int64_t B, int threads) {
+        const int64_t streams = s.Q * B;
+        parts = std::max<int64_t>(1, std::min<int64_t>(threads / s.M, streams));
+        teams = int(std::min<int64_t>(threads, s.M * parts));
+        const double vectors = double(columns.vectors()) * double((streams + parts - 1) / parts);
+        const double cycles = vectors * (cycles_per_connection * double(s.F) + cycles_per_activation);  // of a step
+        const int64_t most = std::min<int64_t>({threads / teams, columns.panels, int64_t(cycles / cycles_to_share)});
+        splits = int(std::max<int64_t>(1, most));
+    }
+};
+
 template <class T, class Packed>
 class ReservoirRunner {
 public:
-    ReservoirRunner(const ReservoirShape& shape, const Packed& packed, const ReservoirRun<T>& call, int threads)
-        : s(shape), packed(packed), call(call), streams(shape.Q * call.B) {
-        const int64_t V = packed.kernel.lanes;
-        parts = std::max<int64_t>(1, std::min<int64_t>(threads / s.M, streams / V));
-        teams = int(std::min<int64_t>(threads, s.M * parts));
-        const double work = step_cycles((streams + parts - 1) / parts);
-        const int64_t most =
-            std::min<int64_t>({threads / teams, packed.columns.panels, int64_t(work / cycles_to_share)});
-        splits = int(std::max<int64_t>(1, most));
+    ReservoirRunner(const ReservoirShape& shape, const Packed& packed, const ReservoirRun<T>& call, const Work& work)
+        : s(shape),
+          packed(packed),
+          call(call),
+          streams(shape.Q * call.B),
+          parts(work.parts),
+          teams(work.teams),
+          splits(work.splits) {
         barriers = std::vector<Barrier>(teams);
         for (Barrier& barrier : barriers) barrier.expect(splits);
         for (int i = 0; i < teams; ++i) shared.emplace_back(*this);
@@ -109,12 +124,6 @@ private:
     int64_t chunk_steps() const {
         return call.O ? 1 : std::max<int64_t>(1, std::min(call.steps, chunk_rows / std::max<int64_t>(1, call.B)));
     }
-    // What a step of a job costs a single thread.
-    double step_cycles(int64_t rows) const {
-        const double vectors = double(packed.columns.vectors()) * double(rows);
-        return vectors * (cycles_per_connection * double(s.F) + cycles_per_activation);
-    }
-
     // Working memory of a team.
     struct Shared {
         explicit Shared(const ReservoirRunner& run) {
@@ -327,9 +336,9 @@ private:
     const ReservoirShape& s;
     const Packed& packed;
     const ReservoirRun<T>& call;
-    const int64_t streams;          // that run on one matrix
-    int64_t parts;                  // into which they are cut
-    int teams, splits;              // threads in a team
+    const int64_t streams;  // that run on one matrix
+    const int64_t parts;
+    const int teams, splits;
     std::vector<Barrier> barriers;  // [teams]
     std::vector<Shared> shared;     // [teams]
     std::vector<Local> local;       // [threads]
@@ -347,8 +356,14 @@ Reservoirs<T>::~Reservoirs() = default;
 template <class T>
 void Reservoirs<T>::run(const ReservoirRun<T>& call, int threads) const {
     if (call.B < 1 || call.steps < 1) return;
-    using Runner = ReservoirRunner<T, Packed>;
-    if (!Runner(shape, *packed_, call, threads).run()) Runner(shape, *packed_, call, 1).run();
+    for (const int count : {threads, 1})
+        if (ReservoirRunner<T, Packed>(shape, *packed_, call, {shape, packed_->columns, call.B, count}).run()) return;
+}
+
+template <class T>
+int Reservoirs<T>::threads_for(int64_t B, int threads) const {
+    const Work work(shape, packed_->columns, B, threads);
+    return work.teams * work.splits;
 }
 
 template class Reservoirs<float>;
