@@ -130,11 +130,12 @@ private:
             const int64_t n = run.largest_job();
             for (int i = 0; i < 2; ++i) {
                 if (!run.call.states) rows[i] = Buffer<T>(n * run.s.H);
-                if (run.packed.sparse) rings[i] = Buffer<T>(n * run.ring_size());
+                if (run.packed.sparse) rings[i] = Buffer<T>(run.row_stride(n) * run.ring_size());
             }
         }
-        Buffer<T> rows[2];   // (n,H) of this step and the one before, if the states are not wanted
-        Buffer<T> rings[2];  // (n,H + run_length) likewise, for sparse products
+        Buffer<T> rows[2];  // (n,H) of this step and the one before, if the states are not wanted
+        // Likewise, for sparse products: (n,H + run_length), wide (H + run_length,n), each state and its start again.
+        Buffer<T> rings[2];
     };
     // Of a thread.
     struct Local {
@@ -226,14 +227,21 @@ private:
     }
 
     int64_t ring_size() const { return s.H + run_length; }
+    // Are there sequences enough for lanes?
+    bool wide(int64_t n) const { return 2 * n > packed.kernel.lanes; }
+    int64_t row_stride(int64_t n) const {
+        return (n + packed.kernel.lanes - 1) / packed.kernel.lanes * packed.kernel.lanes;
+    }
 
     void start_rings(const Share& my, const Job& job) {
-        for (int64_t r = 0; r < job.size(); ++r) {
-            const T* h = call.h + stream(job, r) * s.H;
-            T* ring = shared[my.team].rings[0].get() + r * ring_size();
-            for (int64_t j = my.units.begin; j < my.units.end; ++j)
-                for (int64_t to = j; to < ring_size(); to += s.H) ring[to] = h[j];
-        }
+        const int64_t n = job.size(), stride = row_stride(n);
+        for (Buffer<T>& rings : shared[my.team].rings)
+            for (int64_t r = 0; r < (wide(n) ? stride : n); ++r)
+                for (int64_t j = my.units.begin; j < my.units.end; ++j) {
+                    const T h = r < n ? call.h[stream(job, r) * s.H + j] : T(0);
+                    for (int64_t to = j; to < ring_size(); to += s.H)
+                        rings[wide(n) ? to * stride + r : r * ring_size() + to] = h;
+                }
     }
 
     // z = W_in x + b of rows of one reservoir.
@@ -303,14 +311,19 @@ private:
             return;
         }
         const auto& rings = shared[my.team].rings;
+        const int64_t groups = (s.H + run_length - 1) / run_length;
+        const int32_t* starts = packed.starts.data() + job.matrix * groups * s.F;
+        if (wide(n)) {
+            packed.kernel.wide_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end, w, starts,
+                                               rings[t % 2].get(), rings[(t + 1) % 2].get(), row_stride(n), leaky});
+            return;
+        }
         for (int64_t r = 0; r < n; ++r) {
             to.ring_prev[r] = rings[t % 2].get() + r * ring_size();
             to.ring[r] = rings[(t + 1) % 2].get() + r * ring_size();
         }
-        const int64_t groups = (s.H + run_length - 1) / run_length;
-        packed.kernel.sparse_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end, w,
-                                             packed.starts.data() + job.matrix * groups * s.F, to.ring_prev.get(),
-                                             to.ring.get(), leaky});
+        packed.kernel.sparse_reservoir_step(
+            {n, s.H, s.F, my.vectors.begin, my.vectors.end, w, starts, to.ring_prev.get(), to.ring.get(), leaky});
     }
 
     // y_t, by every thread of the team for itself: that is cheaper than to wait for it.

@@ -69,8 +69,8 @@ class Ensemble:
         """Rows [1, x_t, h_t] of some steps at a time, (S,B,t,Z), and which steps these are.
 
         h (S,B,H), state before the first step; in place, that after the last step once all have been given. y (B,O),
-        the output before the first step. Memory is used again for later steps. Where the reservoir keeps a single thread
-        busy, it runs one part ahead in a thread of its own.
+        the output before the first step. Memory is used again for later steps. Where the reservoir keeps a single
+        thread busy, it runs one part ahead in a thread of its own.
         """
         B, T = batch.x.shape[:2]
         size = max(16, CHUNK_BYTES // (self.S * B * self.Z * h.element_size()))
