@@ -167,11 +167,18 @@ void run_reservoirs(const Reservoirs<T>& reservoirs, int64_t B, int64_t steps, b
     reservoirs.run(call, threads);
 }
 
+void add_gram_at(int64_t S, int64_t n, int64_t Z, Address x, int64_t x_stride, Address gram, int threads) {
+    if (S < 0 || n < 0 || Z < 1 || threads < 1) throw std::invalid_argument("sizes out of range");
+    const py::gil_scoped_release release;
+    add_gram(S, n, Z, at<const double>(x), x_stride, at<double>(gram), threads);
+}
+
 template <class T>
 void define_reservoirs(py::module_& m, const char* name) {
     py::class_<Reservoirs<T>>(m, name)
         .def(py::init(&make_reservoirs<T>), py::arg("unit"), py::arg("M"), py::arg("Q"), py::arg("I"), py::arg("H"),
              py::arg("F"), py::arg("weights"))
+        .def("threads_for", &Reservoirs<T>::threads_for, py::arg("B"), py::arg("threads"))
         .def("run", &run_reservoirs<T>, py::arg("B"), py::arg("steps"), py::arg("shared_x"), py::arg("state_stride"),
              py::arg("O"), py::arg("E"), py::arg("arrays"), py::arg("threads"));
 }
@@ -202,6 +209,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("second_float64", &second_at<double>);
     define_reservoirs<float>(m, "ReservoirsFloat32");
     define_reservoirs<double>(m, "ReservoirsFloat64");
+    m.def("add_gram", &add_gram_at);
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
     m.def("select_isa", &select_isa);

@@ -172,12 +172,19 @@ public:
     // On up to `threads` threads; the results do not depend on how many. May run more than once at a time.
     void run(const ReservoirRun<T>& call, int threads) const;
 
+    // How many of `threads` threads a run of B sequences would use.
+    int threads_for(int64_t B, int threads) const;
+
     const ReservoirShape shape;
 
 private:
     struct Packed;
     std::unique_ptr<const Packed> packed_;
 };
+
+// gram (S,Z,Z) += X^T X for S matrices X (n,Z), x_stride numbers apart; on and below the diagonal. What is above may
+// change or not. The result does not depend on `threads`.
+void add_gram(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram, int threads);
 
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();

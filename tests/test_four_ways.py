@@ -30,10 +30,10 @@ def command(*arguments):
     )
 
 
-def test_command_learns_a_short_task(tmp_path):
+def test_command_tells_what_happened(tmp_path):
     files = {"--plot": tmp_path / "x.png", "--json": tmp_path / "x.json"}
     options = [part for pair in files.items() for part in pair]
-    done = command("--task", "temporal_order", "--T", 10, "--budget", 8, "--ways", "sgd", "lstm", "momentum", *options)
+    done = command("--task", "temporal_order", "--T", 10, "--budget", 2, "--ways", "sgd", "lstm", "momentum", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
     image = matplotlib.image.imread(files["--plot"])
@@ -52,7 +52,6 @@ def test_command_learns_a_short_task(tmp_path):
         cells = [cell.strip() for cell in row.strip("│ ").split("│")]
         assert cells[1] == f"{course['errors'][-1]:.3f}" and cells[2] == f"{course['wrong'][-1]:.3f}"
         assert cells[3] == str(course["updates"][-1]) and cells[5] == course["ended"]
-    assert courses["lstm"]["ended"] == "solved"
 
 
 @pytest.mark.parametrize(
@@ -121,8 +120,14 @@ def test_training_ends_for_a_reason(monkeypatch, options, limits, ended, updates
     assert course.updates == list(range(updates + 1)) and course.errors[0] == 1
 
 
+def test_an_lstm_learns_an_order():
+    task = tasks.temporal_order(10)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("lstm", task, test, 0, four_ways.Limits(updates=2000))
+    assert course.ended == "solved" and course.errors[0] > 0.3
+
+
 def test_an_echo_state_network_adds():
-    pytest.importorskip("rnnfast.reservoir")
     task = tasks.addition(40)
     test = task.sample(300, torch.Generator().manual_seed(1))
     course = four_ways.train("esn", task, test, 0, four_ways.Limits(updates=4))
@@ -130,10 +135,6 @@ def test_an_echo_state_network_adds():
 
 
 def test_hessian_free_runs():
-    from rnnfast import optim
-
-    if not hasattr(optim, "HessianFree"):
-        pytest.skip("rnnfast.optim.HessianFree is not there yet")
     task = tasks.temporal_order(10)
     test = task.sample(300, torch.Generator().manual_seed(1))
     course = four_ways.train("hf", task, test, 0, four_ways.Limits(updates=3))

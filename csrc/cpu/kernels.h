@@ -173,6 +173,19 @@ struct SparseReservoirStep {
     LeakyRows<T> leaky;
 };
 
+// The same for many rows: lanes are rows, and what is loaded is always whole vectors of the same unit.
+template <class T>
+struct WideReservoirStep {
+    int64_t rows, H, F;
+    int64_t vector0, vector1;  // of units
+    const T* w;                // (H/V,F,V)
+    const int32_t* starts;     // (H/run_length,F)
+    const T* across_prev;      // (H + run_length,stride): h_prev, and again from its start on; finite where no row is
+    T* across;                 // (H + run_length,stride): h likewise
+    int64_t stride;            // rows, rounded up to full vectors
+    LeakyRows<T> leaky;
+};
+
 template <class T>
 struct Kernels {
     int lanes;
@@ -195,6 +208,7 @@ struct Kernels {
     void (*elman_step_second)(const ElmanStepSecond<T>&);
     void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
     void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
+    void (*wide_reservoir_step)(const WideReservoirStep<T>&);
     // sums[j] += sum_r rows[r][j] for r in [0, count), j in [0, size), one partial sum for all rows
     void (*add_rows)(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums);
     // Runs `rounds` rounds of independent multiply-adds; returns the number of floating-point operations done.

@@ -55,6 +55,7 @@ constexpr Kernels<T> table = {lanes_of<T>,
                               elman_step_second<T>,
                               dense_reservoir_step<T>,
                               sparse_reservoir_step<T>,
+                              wide_reservoir_step<T>,
                               add_rows<T>,
                               burn<T>};
 

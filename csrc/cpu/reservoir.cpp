@@ -75,18 +75,33 @@ struct Reservoirs<T>::Packed {
 
 namespace {
 
+// Who does what: the sequences on each matrix in `parts`, which `teams` of `splits` threads take one after another.
+struct Work {
+    int64_t parts;
+    int teams, splits;
+
+    Work(const ReservoirShape& s, const Columns& columns, int64_t B, int threads) {
+        const int64_t streams = s.Q * B;
+        parts = std::max<int64_t>(1, std::min<int64_t>(threads / s.M, streams));
+        teams = int(std::min<int64_t>(threads, s.M * parts));
+        const double vectors = double(columns.vectors()) * double((streams + parts - 1) / parts);
+        const double cycles = vectors * (cycles_per_connection * double(s.F) + cycles_per_activation);  // of a step
+        const int64_t most = std::min<int64_t>({threads / teams, columns.panels, int64_t(cycles / cycles_to_share)});
+        splits = int(std::max<int64_t>(1, most));
+    }
+};
+
 template <class T, class Packed>
 class ReservoirRunner {
 public:
-    ReservoirRunner(const ReservoirShape& shape, const Packed& packed, const ReservoirRun<T>& call, int threads)
-        : s(shape), packed(packed), call(call), streams(shape.Q * call.B) {
-        const int64_t V = packed.kernel.lanes;
-        parts = std::max<int64_t>(1, std::min<int64_t>(threads / s.M, streams / V));
-        teams = int(std::min<int64_t>(threads, s.M * parts));
-        const double work = step_cycles((streams + parts - 1) / parts);
-        const int64_t most =
-            std::min<int64_t>({threads / teams, packed.columns.panels, int64_t(work / cycles_to_share)});
-        splits = int(std::max<int64_t>(1, most));
+    ReservoirRunner(const ReservoirShape& shape, const Packed& packed, const ReservoirRun<T>& call, const Work& work)
+        : s(shape),
+          packed(packed),
+          call(call),
+          streams(shape.Q * call.B),
+          parts(work.parts),
+          teams(work.teams),
+          splits(work.splits) {
         barriers = std::vector<Barrier>(teams);
         for (Barrier& barrier : barriers) barrier.expect(splits);
         for (int i = 0; i < teams; ++i) shared.emplace_back(*this);
@@ -109,23 +124,18 @@ private:
     int64_t chunk_steps() const {
         return call.O ? 1 : std::max<int64_t>(1, std::min(call.steps, chunk_rows / std::max<int64_t>(1, call.B)));
     }
-    // What a step of a job costs a single thread.
-    double step_cycles(int64_t rows) const {
-        const double vectors = double(packed.columns.vectors()) * double(rows);
-        return vectors * (cycles_per_connection * double(s.F) + cycles_per_activation);
-    }
-
     // Working memory of a team.
     struct Shared {
         explicit Shared(const ReservoirRunner& run) {
             const int64_t n = run.largest_job();
             for (int i = 0; i < 2; ++i) {
                 if (!run.call.states) rows[i] = Buffer<T>(n * run.s.H);
-                if (run.packed.sparse) rings[i] = Buffer<T>(n * run.ring_size());
+                if (run.packed.sparse) rings[i] = Buffer<T>(run.row_stride(n) * run.ring_size());
             }
         }
-        Buffer<T> rows[2];   // (n,H) of this step and the one before, if the states are not wanted
-        Buffer<T> rings[2];  // (n,H + run_length) likewise, for sparse products
+        Buffer<T> rows[2];  // (n,H) of this step and the one before, if the states are not wanted
+        // Likewise, for sparse products: (n,H + run_length), wide (H + run_length,n), each state and its start again.
+        Buffer<T> rings[2];
     };
     // Of a thread.
     struct Local {
@@ -217,14 +227,21 @@ private:
     }
 
     int64_t ring_size() const { return s.H + run_length; }
+    // Are there sequences enough for lanes?
+    bool wide(int64_t n) const { return 2 * n > packed.kernel.lanes; }
+    int64_t row_stride(int64_t n) const {
+        return (n + packed.kernel.lanes - 1) / packed.kernel.lanes * packed.kernel.lanes;
+    }
 
     void start_rings(const Share& my, const Job& job) {
-        for (int64_t r = 0; r < job.size(); ++r) {
-            const T* h = call.h + stream(job, r) * s.H;
-            T* ring = shared[my.team].rings[0].get() + r * ring_size();
-            for (int64_t j = my.units.begin; j < my.units.end; ++j)
-                for (int64_t to = j; to < ring_size(); to += s.H) ring[to] = h[j];
-        }
+        const int64_t n = job.size(), stride = row_stride(n);
+        for (Buffer<T>& rings : shared[my.team].rings)
+            for (int64_t r = 0; r < (wide(n) ? stride : n); ++r)
+                for (int64_t j = my.units.begin; j < my.units.end; ++j) {
+                    const T h = r < n ? call.h[stream(job, r) * s.H + j] : T(0);
+                    for (int64_t to = j; to < ring_size(); to += s.H)
+                        rings[wide(n) ? to * stride + r : r * ring_size() + to] = h;
+                }
     }
 
     // z = W_in x + b of rows of one reservoir.
@@ -294,14 +311,19 @@ private:
             return;
         }
         const auto& rings = shared[my.team].rings;
+        const int64_t groups = (s.H + run_length - 1) / run_length;
+        const int32_t* starts = packed.starts.data() + job.matrix * groups * s.F;
+        if (wide(n)) {
+            packed.kernel.wide_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end, w, starts,
+                                               rings[t % 2].get(), rings[(t + 1) % 2].get(), row_stride(n), leaky});
+            return;
+        }
         for (int64_t r = 0; r < n; ++r) {
             to.ring_prev[r] = rings[t % 2].get() + r * ring_size();
             to.ring[r] = rings[(t + 1) % 2].get() + r * ring_size();
         }
-        const int64_t groups = (s.H + run_length - 1) / run_length;
-        packed.kernel.sparse_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end, w,
-                                             packed.starts.data() + job.matrix * groups * s.F, to.ring_prev.get(),
-                                             to.ring.get(), leaky});
+        packed.kernel.sparse_reservoir_step(
+            {n, s.H, s.F, my.vectors.begin, my.vectors.end, w, starts, to.ring_prev.get(), to.ring.get(), leaky});
     }
 
     // y_t, by every thread of the team for itself: that is cheaper than to wait for it.
@@ -327,9 +349,9 @@ private:
     const ReservoirShape& s;
     const Packed& packed;
     const ReservoirRun<T>& call;
-    const int64_t streams;          // that run on one matrix
-    int64_t parts;                  // into which they are cut
-    int teams, splits;              // threads in a team
+    const int64_t streams;  // that run on one matrix
+    const int64_t parts;
+    const int teams, splits;
     std::vector<Barrier> barriers;  // [teams]
     std::vector<Shared> shared;     // [teams]
     std::vector<Local> local;       // [threads]
@@ -347,8 +369,14 @@ Reservoirs<T>::~Reservoirs() = default;
 template <class T>
 void Reservoirs<T>::run(const ReservoirRun<T>& call, int threads) const {
     if (call.B < 1 || call.steps < 1) return;
-    using Runner = ReservoirRunner<T, Packed>;
-    if (!Runner(shape, *packed_, call, threads).run()) Runner(shape, *packed_, call, 1).run();
+    for (const int count : {threads, 1})
+        if (ReservoirRunner<T, Packed>(shape, *packed_, call, {shape, packed_->columns, call.B, count}).run()) return;
+}
+
+template <class T>
+int Reservoirs<T>::threads_for(int64_t B, int threads) const {
+    const Work work(shape, packed_->columns, B, threads);
+    return work.teams * work.splits;
 }
 
 template class Reservoirs<float>;

@@ -79,5 +79,55 @@ void sparse_reservoir_step(const SparseReservoirStep<T>& s) {
     }
 }
 
+// sums[v] = sum_k w[k * V] * h[starts[k]][v], rows of h `stride` apart
+template <class T, int NV>
+inline void sums_across(int64_t F, const T* w, const int32_t* starts, const T* h, int64_t stride, T* sums) {
+    constexpr int V = lanes_of<T>;
+    Vec<T> sum[NV] = {};
+    for (int64_t k = 0; k < F; ++k) {
+        const T* row = h + starts[k] * stride;
+        const Vec<T> weight = splat(w[k * V]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[v] += weight * load(row + v * V);
+    }
+    for (int v = 0; v < NV; ++v) store(sums + v * V, sum[v]);
+}
+
+template <class T>
+using SumsAcross = void (*)(int64_t, const T*, const int32_t*, const T*, int64_t, T*);
+
+template <class T>
+constexpr SumsAcross<T> sums_across_of[max_tile_vectors] = {sums_across<T, 1>, sums_across<T, 2>, sums_across<T, 3>,
+                                                            sums_across<T, 4>};
+
+template <class T>
+void wide_reservoir_step(const WideReservoirStep<T>& s) {
+    constexpr int V = lanes_of<T>;
+    constexpr int64_t most = max_tile_vectors * V;
+    for (int64_t v = s.vector0; v < s.vector1; ++v) {
+        const int64_t j = v * V, size = s.H + run_length;
+        const int n = int(s.H - j < V ? s.H - j : V);
+        const T* h = s.across_prev + j % run_length * s.stride;
+        const int32_t* starts = s.starts + j / run_length * s.F;
+        for (int64_t row0 = 0; row0 < s.rows; row0 += most) {
+            const int64_t row1 = s.rows < row0 + most ? s.rows : row0 + most;
+            T block[V][most];  // (units, rows), sums and then states
+            for (int i = 0; i < n; ++i)
+                sums_across_of<T>[(row1 - row0 - 1) / V](s.F, s.w + j* s.F + i, starts, h + i* s.stride + row0,
+                                                         s.stride, block[i]);
+            for (int64_t r = row0; r < row1; ++r) {
+                Vec<T> sum = {};
+                for (int i = 0; i < n; ++i) sum[i] = block[i][r - row0];
+                const Vec<T> next = leaky_units<T>(s.leaky, r, j, n, sum);
+                for (int i = 0; i < n; ++i) block[i][r - row0] = next[i];
+            }
+            for (int i = 0; i < n; ++i)
+                for (int64_t to = j + i; to < size; to += s.H)
+                    for (int64_t at = row0; at < row1; at += V)
+                        store(s.across + to * s.stride + at, load(block[i] + at - row0));
+        }
+    }
+}
+
 }  // namespace
 }  // namespace rnnfast

@@ -30,6 +30,9 @@ const Case cases[] = {
     {"dense", Unit::tanh, 1, 1, 3, 12, 3, 37, 37, 0, 0, true, false, 1},
     {"no inputs", Unit::identity, 1, 1, 1, 5, 0, 20, 3, 0, 0, false, false, 0},
     {"many", Unit::tanh, 3, 2, 5, 7, 4, 33, 6, 0, 0, true, true, 5},
+    {"wide", Unit::tanh, 1, 6, 3, 6, 2, 37, 5, 0, 0, true, true, 1},
+    {"wide loop", Unit::relu, 2, 1, 35, 5, 3, 21, 4, 1, 2, false, false, -1},
+    {"wide, shared units", Unit::tanh, 1, 1, 5, 3, 2, 700, 300, 0, 0, false, false, 0},
     {"many dense", Unit::tanh, 2, 3, 9, 5, 2, 18, 18, 0, 0, false, true, 0},
     {"long chunks", Unit::tanh, 1, 1, 1, 210, 2, 16, 4, 0, 0, false, false, 0},
     {"shared units", Unit::tanh, 1, 1, 1, 3, 2, 700, 300, 0, 0, true, false, 0},
@@ -182,6 +185,28 @@ void check_starts() {
     expect(refused, "start outside", cases[1].name, 8, 1, 0);
 }
 
+void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
+    std::mt19937 random(1);
+    std::normal_distribution<double> normal;
+    const int64_t stride = n * Z + 3;
+    std::vector<double> x((S - 1) * stride + n * Z), gram(S * Z * Z), one;
+    for (double& value : x) value = normal(random);
+    for (double& value : gram) value = normal(random);
+    const std::vector<double> before = one = gram;
+    add_gram(S, n, Z, x.data(), stride, gram.data(), threads);
+    add_gram(S, n, Z, x.data(), stride, one.data(), 1);
+    double error = 0;
+    for (int64_t s = 0; s < S; ++s)
+        for (int64_t i = 0; i < Z; ++i)
+            for (int64_t j = 0; j <= i; ++j) {
+                double sum = before[(s * Z + i) * Z + j];
+                for (int64_t k = 0; k < n; ++k) sum += x[s * stride + k * Z + i] * x[s * stride + k * Z + j];
+                error = std::max(error, std::abs(sum - gram[(s * Z + i) * Z + j]));
+            }
+    expect(error <= 1e-14 * double(n + 10), "Gram matrix", "", 8, threads, error);
+    expect(gram == one, "Gram matrix of one thread", "", 8, threads, 0);
+}
+
 }  // namespace
 
 int main() {
@@ -194,6 +219,9 @@ int main() {
                 check<double>(c, threads);
                 ++checks;
             }
+        for (const int threads : {1, 3})
+            for (const int64_t Z : {1, 7, 32, 33, 150})
+                for (const int64_t n : {1, 20, 700}) check_gram(n == 20 ? 3 : 1, n, Z, threads);
     }
     check_starts();
     std::printf("%d case runs, %d failures\n", checks, failures);

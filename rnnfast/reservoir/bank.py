@@ -72,6 +72,11 @@ class Bank:
         M = len(matrices)
         self._core = _RESERVOIRS[dtype](UNITS[unit], M, self.S // M, self.I, self.H, w.shape[2], addresses)
 
+    def is_serial(self, B: int) -> bool:
+        """Does a run of B sequences leave all threads but one idle?"""
+        threads = torch.get_num_threads()
+        return threads > 1 and self._core.threads_for(B, threads) == 1
+
     def drive(self, u: Tensor, h: Tensor, states: Tensor, noise: Tensor | None = None) -> None:
         """Run with given inputs.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20  # of features (S,B,t,Z) held at a time: in the cache when they are multiplied
 NOISE_STREAM = 5  # of a seed; those before are the weights'
 
-_SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "unit", "dtype", "has_feedback")
+_SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "topology", "unit", "dtype", "has_feedback")
 
 
 class Ensemble:
@@ -67,22 +68,35 @@ class Ensemble:
     ) -> Iterator[tuple[Tensor, slice]]:
         """Rows [1, x_t, h_t] of some steps at a time, (S,B,t,Z), and which steps these are.
 
-        h (S,B,H), state before the first step; in place, that after the steps given so far. y (B,O), the output before
-        the first step. The same memory is used again for the next steps.
+        h (S,B,H), state before the first step; in place, that after the last step once all have been given. y (B,O),
+        the output before the first step. Memory is used again for later steps. Where the reservoir keeps a single
+        thread busy, it runs one part ahead in a thread of its own.
         """
         B, T = batch.x.shape[:2]
         size = max(16, CHUNK_BYTES // (self.S * B * self.Z * h.element_size()))
-        X = torch.empty(self.S, B, min(T, size), self.Z, dtype=self.dtype)
-        for steps in chunks(T, size):
-            some = X[:, :, : steps.stop - steps.start]
-            if some.shape[2] < X.shape[2]:
-                some = torch.empty(*some.shape[:3], self.Z, dtype=self.dtype)
+        memory = [torch.empty(self.S, B, min(T, size), self.Z, dtype=self.dtype) for _ in range(1 if size >= T else 2)]
+
+        def run(steps: slice) -> tuple[Tensor, slice]:
+            X = memory[steps.start // size % 2][:, :, : steps.stop - steps.start]
+            if X.shape[2] < memory[0].shape[2]:
+                X = torch.empty_like(X, memory_format=torch.contiguous_format)  # rows at equal distances
             x = batch.x[:, steps]
-            some[..., 0] = 1
-            some[..., 1 : 1 + self.I] = x
-            drive = x if batch.y is None or not self.feedback else torch.cat([x, _before(batch.y, steps, y)], 2)
-            self.bank.drive(drive, h, some[..., 1 + self.I :], self._noise(noise, some))
-            yield some, steps
+            X[..., 0] = 1
+            X[..., 1 : 1 + self.I] = x
+            u = x if batch.y is None or not self.feedback else torch.cat([x, _before(batch.y, steps, y)], 2)
+            self.bank.drive(u, h, X[..., 1 + self.I :], self._noise(noise, X))
+            return X, steps
+
+        parts = chunks(T, size)
+        if size >= T or not self.bank.is_serial(B):
+            yield from map(run, parts)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(run, next(parts))
+            for steps in parts:
+                given, coming = coming.result(), ahead.submit(run, steps)
+                yield given
+            yield coming.result()
 
     def _noise(self, generators: Sequence[np.random.Generator] | None, X: Tensor) -> Tensor | None:
         """(S,B,t,H), whatever the number of steps t at a time; None if no network has any."""

@@ -20,7 +20,7 @@ from rnnfast.reservoir.bank import DTYPES, UNITS
 from rnnfast.reservoir.data import Batch, Kind, as_tensor, batches
 from rnnfast.reservoir.layer import EchoStateLayer
 from rnnfast.reservoir.readout import RecursiveLeastSquares, Sums
-from rnnfast.reservoir.weights import Drawn, draw, matrix, spectral_radius
+from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw, matrix, spectral_radius
 
 
 class EchoState:
@@ -49,9 +49,13 @@ class EchoState:
         input_scale: W_in is uniform on [-1, 1] times this, default 1. One number, or one for each input.
         bias_scale: b is uniform on [-1, 1] times this, default 0.
         density: share of the recurrent connections that exist, default 0.1. Every unit has round(density * H) of them.
+            (A cycle has its own.)
         feedback: W_fb is uniform on [-1, 1] times this, default 0: no feedback.
         noise: standard deviation of the Gaussian noise on the states while fitting, default 0.
         unit: 'tanh' (default), 'relu' or 'identity', the function of the units.
+        topology: 'random' (default), or 'cycle': unit j hears unit j - 1 alone, all weights have the same modulus
+            (Rodan & Tino 2011). All its eigenvalues lie on one circle, so what is in it fades slowly and evenly: linear
+            units then remember about as many inputs as there are units.
         seed: of the weights, default 0. The same seed gives the same weights on every machine: the random numbers to
             the last bit; W is divided by its spectral radius rounded to 10 digits, which hides how machines round.
         dtype: 'float64' (default) or 'float32', of the reservoir; the readout is always fitted in float64.
@@ -68,7 +72,8 @@ class EchoState:
     Sources: H. Jaeger, The "echo state" approach to analysing and training recurrent neural networks, GMD Report 148
     (2001); H. Jaeger, M. Lukosevicius, D. Popovici, U. Siewert, Optimization and applications of echo state networks
     with leaky-integrator neurons, Neural Networks 20 (2007); M. Lukosevicius, A practical guide to applying echo state
-    networks (2012).
+    networks (2012); cycles: A. Rodan, P. Tino, Minimum complexity echo state network, IEEE Transactions on Neural
+    Networks 22 (2011).
     """
 
     W_out_: np.ndarray
@@ -88,6 +93,7 @@ class EchoState:
         feedback: float = 0.0,
         noise: float = 0.0,
         unit: str = "tanh",
+        topology: str = "random",
         seed: int = 0,
         dtype: str = "float64",
     ) -> None:
@@ -102,6 +108,7 @@ class EchoState:
         self.feedback = feedback
         self.noise = noise
         self.unit = unit
+        self.topology = topology
         self.seed = seed
         self.dtype = dtype
         self._reset()
@@ -364,7 +371,7 @@ class EchoState:
     @property
     def fan_in(self) -> int:
         """Recurrent connections into each unit."""
-        return round(self.density * self.reservoir_size)
+        return 1 if self.topology == "cycle" else round(self.density * self.reservoir_size)
 
     @property
     def has_feedback(self) -> bool:
@@ -393,7 +400,8 @@ class EchoState:
     def drawn(self) -> Drawn:
         """The weights before scaling."""
         if self._drawn is None:
-            self._drawn = draw(self.seed, self.input_size, self.reservoir_size, self.output_size, self.fan_in)
+            sizes = self.input_size, self.reservoir_size, self.output_size
+            self._drawn = draw(self.seed, *sizes, self.fan_in, self.topology)
         return self._drawn
 
     @drawn.setter
@@ -423,6 +431,8 @@ class EchoState:
             raise ValueError(f"input_scale: expected one number or {self.input_size}, finite, got {self.input_scale!r}")
         if self.unit not in UNITS:
             raise ValueError(f"unit: expected one of {list(UNITS)}, got {self.unit!r}")
+        if self.topology not in TOPOLOGIES:
+            raise ValueError(f"topology: expected one of {list(TOPOLOGIES)}, got {self.topology!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {self.dtype!r}")
         if not isinstance(self.seed, (int, np.integer)) or self.seed < 0:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GRAM_COLUMNS = 256  # of a block of the Gram matrix; only blocks on and below the diagonal are computed
+from rnnfast import _C
 
 
 class Sums(NamedTuple):
@@ -35,9 +35,10 @@ class Sums(NamedTuple):
 
     def add(self, X: Tensor, Y: Tensor) -> None:
         """X (S,n,Z), Y (n,O), float64."""
-        for start in range(0, X.shape[2], GRAM_COLUMNS):
-            end = start + GRAM_COLUMNS
-            self.gram[:, start:, start:end].baddbmm_(X[:, :, start:].mT, X[:, :, start:end])
+        S, n, Z = X.shape
+        if X.stride()[1:] != (Z, 1):
+            X = X.contiguous()
+        _C.add_gram(S, n, Z, X.data_ptr(), X.stride(0), self.gram.data_ptr(), torch.get_num_threads())
         self.moment.baddbmm_(X.mT, Y.expand(len(X), -1, -1))
         self.rows[0] += len(Y)
 

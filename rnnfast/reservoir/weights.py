@@ -30,8 +30,12 @@ class Drawn(NamedTuple):
     w_fb: Array  # (H,O)
 
 
-def draw(seed: int, I: int, H: int, O: int, fan_in: int) -> Drawn:  # noqa: E741
-    """Draw a reservoir.
+TOPOLOGIES = ("random", "cycle")
+
+
+def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn:  # noqa: E741
+    """Draw a reservoir: "random" with `fan_in` sources of each unit, or a "cycle", in which unit j hears unit j - 1
+    alone and all weights are 1 or -1.
 
     Every part has a PCG64 stream of its own, spawned from `seed`, so that the recurrent matrix does not change with the
     number of inputs. Only uniform numbers are used: they are the generator's bits times 2^-53, the same on every
@@ -40,9 +44,13 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int) -> Drawn:  # noqa: E741
     w_stream, start_stream, in_stream, bias_stream, fb_stream = (
         np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)
     )
-    starts = None if fan_in == H else _choose_starts(start_stream, H, fan_in)
-    w = _uniform(w_stream, (H, fan_in))
-    w /= _rounded(spectral_radius(matrix(w, starts)))
+    if topology == "cycle":
+        starts = ((np.arange(0, H, RUN) - 1) % H).astype(np.int32)[:, None]
+        w = np.sign(_uniform(w_stream, (H, 1)))  # the H-th power of W is 1 or -1: so all eigenvalues have modulus 1
+    else:
+        starts = None if fan_in == H else _choose_starts(start_stream, H, fan_in)
+        w = _uniform(w_stream, (H, fan_in))
+        w /= _rounded(spectral_radius(matrix(w, starts)))
     return Drawn(w, starts, _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O)))
 
 
