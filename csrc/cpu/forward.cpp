@@ -119,16 +119,13 @@ private:
         const Weights& w = weights[this->sweep(l, d)];
         Rows& to = rows[my.thread];
         int64_t n = 0;
-        for (int64_t step = step0; step < step1; ++step) {
-            const int64_t t = way.time(step);
-            const Range batch = this->my_rows(my, t);
-            for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
-                const int64_t row = sequence.row(t) + b;
-                to.x[n] = input(l) + row * I;
-                to.bias[n] = w.bias.get();
-                to.z[n] = z_row(my, l, d, row, n);
-            }
-        }
+        this->for_rows(my, way, step0, step1, [&](int64_t t, int64_t b) {
+            const int64_t row = sequence.row(t) + b;
+            to.x[n] = input(l) + row * I;
+            to.bias[n] = w.bias.get();
+            to.z[n] = z_row(my, l, d, row, n);
+            ++n;
+        });
         if (!direct)
             kernel.product(
                 {n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});

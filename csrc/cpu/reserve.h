@@ -14,8 +14,8 @@ struct Reserve {
 
     Reserve(const Shape& s, int64_t N) : Reserve(s, N, s.cell == Cell::lstm ? 4 : 0) {}
 
-    // The same arrays of tangents; there the Elman cell keeps z, too.
-    static Reserve of_tangents(const Shape& s, int64_t N) { return Reserve(s, N, s.gates()); }
+    // The same arrays of tangents; where they keep z, the Elman cell does, too.
+    static Reserve of_tangents(const Shape& s, int64_t N, bool keep_z) { return Reserve(s, N, keep_z ? s.gates() : 0); }
 
 private:
     Reserve(const Shape& s, int64_t N, int64_t kept_gates) {

@@ -74,6 +74,15 @@ protected:
     Range my_rows(const Share& my, int64_t t) const {
         return {my.batch.begin, std::max(my.batch.begin, std::min(my.batch.end, sequence.size(t)))};
     }
+    // Calls body(t, b) for this thread's rows of some steps.
+    template <class Body>
+    void for_rows(const Share& my, const Direction& way, int64_t step0, int64_t step1, const Body& body) const {
+        for (int64_t step = step0; step < step1; ++step) {
+            const int64_t t = way.time(step);
+            const Range batch = my_rows(my, t);
+            for (int64_t b = batch.begin; b < batch.end; ++b) body(t, b);
+        }
+    }
     Range my_panels(const Share& my, const Columns& columns) const {
         return Range::part(columns.panels, my.split, my.splits);
     }

@@ -18,14 +18,16 @@ class TangentRun : Run<T> {
         Run<T>::everyone, Run<T>::group_barriers;
 
 public:
-    // kept: Reserve::of_tangents(...).size numbers, out.
-    TangentRun(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* kept, int threads)
+    // kept: Reserve::of_tangents(...).size numbers, out; with z_dot of all rows if keep_z.
+    TangentRun(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* kept, bool keep_z, int threads)
         : Run<T>(shape, threads),
           past(past),
           dot(dot),
           kept(kept),
-          at(Reserve::of_tangents(s, N)),
-          z_dot(dot.z ? dot.z : kept + at.gates),
+          at(Reserve::of_tangents(s, N, keep_z)),
+          z_dot(dot.z    ? dot.z
+                : keep_z ? kept + at.gates
+                         : nullptr),
           trace(past, Reserve(s, N)),
           gates(s.cell == Cell::lstm ? Columns::of_gates(s.H, kernel.lanes)
                                      : Columns::of_matrix(s.H, kernel.lanes, plan.splits)),
@@ -42,7 +44,11 @@ public:
             dropped = Buffer<T>((s.L - 1) * N * s.D * R);
             for (Buffer<T>& buffer : dropped_dot) buffer = Buffer<T>(N * s.D * R);
         }
-        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(chunk_steps * this->group_size()));
+        const int64_t rows_of_chunk = chunk_steps * this->group_size();
+        for (int i = 0; i < plan.threads(); ++i) {
+            rows.push_back(Rows(rows_of_chunk));
+            if (!z_dot) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+        }
     }
 
     bool run() {
@@ -140,21 +146,18 @@ private:
         const Direction way = this->direction(d);
         const int64_t I = s.input(l);
         Rows& to = rows[my.thread];
+        int64_t n = 0;
+        this->for_rows(my, way, step0, step1, [&](int64_t t, int64_t b) {
+            to.bias[n] = moved(l, d).bias.get();
+            to.z_dot[n] = z_dot_row(my, l, d, sequence.row(t) + b, n);
+            ++n;
+        });
         const T* const* init = to.bias.get();
-        // Adds W of the rows that row_of(t, b) gives.
+        // Adds W of the rows that row_of(t, b) gives; K = 0: none, for what is in init already.
         const auto add = [&](const Buffer<T>& w, int64_t K, const auto& row_of) {
-            int64_t n = 0;
-            for (int64_t step = step0; step < step1; ++step) {
-                const int64_t t = way.time(step);
-                const Range batch = this->my_rows(my, t);
-                for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
-                    to.a[n] = row_of(t, b);
-                    to.bias[n] = moved(l, d).bias.get();
-                    to.z_dot[n] = z_dot + (this->sweep(l, d) * N + sequence.row(t) + b) * G * s.H;
-                }
-            }
-            kernel.product(
-                {n, w ? K : 0, to.a.get(), 1, gates, panels.begin, panels.end, w.get(), init, to.z_dot.get()});
+            int64_t i = 0;
+            this->for_rows(my, way, step0, step1, [&](int64_t t, int64_t b) { to.a[i++] = row_of(t, b); });
+            kernel.product({n, K, to.a.get(), 1, gates, panels.begin, panels.end, w.get(), init, to.z_dot.get()});
             init = to.z_dot.get();
         };
         const auto x_row = [&](int64_t t, int64_t b) { return input(l) + (sequence.row(t) + b) * I; };
@@ -163,9 +166,15 @@ private:
             const T* h0 = this->state(past.h0, l, d, b, R);
             return this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R, h0);
         };
-        add(moved(l, d).x, I, x_row);  // always, for the bias
-        if (moved(l, d).h) add(moved(l, d).h, R, h_row);
+        const Weights& dot_of = moved(l, d);
+        if (dot_of.x || !input_dot(l)) add(dot_of.x, dot_of.x ? I : 0, x_row);
+        if (dot_of.h) add(dot_of.h, R, h_row);
         if (input_dot(l)) add(plain(l, d).x, I, x_dot_row);
+    }
+
+    // n counts the rows of a chunk
+    T* z_dot_row(const Share& my, int64_t l, int64_t d, int64_t row, int64_t n) const {
+        return z_dot ? z_dot + (this->sweep(l, d) * N + row) * G * s.H : z_dot_chunk[my.thread].get() + n * G * s.H;
     }
 
     int64_t tangent_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first, const Range& panels) {
@@ -233,14 +242,15 @@ private:
     const Tangent<T>& dot;
     T* const kept;
     const Reserve at;
-    T* const z_dot;  // (L,D,N,G,H)
+    T* const z_dot;  // (L,D,N,G,H) or nullptr: only that of a chunk is kept
     const Trace<T> trace;
     const Columns gates, projected;
     const int64_t chunk_steps;
-    std::vector<Weights> weights;  // [L*D*2], of the parameters and of their tangents by turns
-    Buffer<T> dropped;             // (L-1,N,D*R), inputs of the upper layers after dropout
-    Buffer<T> dropped_dot[2];      // (N,D*R), input tangents of the layer at hand and the next
-    std::vector<Rows> rows;        // [threads]
+    std::vector<Weights> weights;        // [L*D*2], of the parameters and of their tangents by turns
+    Buffer<T> dropped;                   // (L-1,N,D*R), inputs of the upper layers after dropout
+    Buffer<T> dropped_dot[2];            // (N,D*R), input tangents of the layer at hand and the next
+    std::vector<Rows> rows;              // [threads]
+    std::vector<Buffer<T>> z_dot_chunk;  // [threads] (rows of a chunk,G,H)
 };
 
 // Runs make(threads), or make(1) where that many threads cannot be had, and returns what has run.
@@ -254,32 +264,28 @@ auto run_with(int threads, const Make& make) {
     return run;
 }
 
+// -> what the pass kept, laid out as Reserve::of_tangents
 template <class T>
-void run_tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* kept, int threads) {
-    run_with(threads, [&](int n) { return std::make_unique<TangentRun<T>>(shape, past, dot, kept, n); });
-}
-
-template <class T>
-Buffer<T> tangent_reserve(const Shape& shape) {
-    return Buffer<T>(Reserve::of_tangents(shape, shape.rows()).size);
+Buffer<T> run_tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, bool keep_z, int threads) {
+    Buffer<T> kept(Reserve::of_tangents(shape, shape.rows(), keep_z).size);
+    run_with(threads, [&](int n) { return std::make_unique<TangentRun<T>>(shape, past, dot, kept.get(), keep_z, n); });
+    return kept;
 }
 
 }  // namespace
 
 template <class T>
 void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int threads) {
-    const Buffer<T> kept = tangent_reserve<T>(shape);
-    run_tangent(shape, past, dot, kept.get(), threads);
+    run_tangent(shape, past, dot, false, threads);
 }
 
 template <class T>
 void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, const Adjoint<T>& first,
             const Adjoint<T>& plain, int threads) {
-    const Buffer<T> kept = tangent_reserve<T>(shape);
-    run_tangent(shape, past, dot, kept.get(), threads);
+    const Buffer<T> kept = run_tangent(shape, past, dot, true, threads);
     const auto first_run = run_with(
         threads, [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, first, true, nullptr, n); });
-    const Trace<T> trace(dot, kept.get(), Reserve::of_tangents(shape, shape.rows()));
+    const Trace<T> trace(dot, kept.get(), Reserve::of_tangents(shape, shape.rows(), true));
     const typename BackwardRun<T>::Linear linear{trace, dot.parameters, *first_run};
     run_with(threads, [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, plain, false, &linear, n); });
 }
