@@ -47,7 +47,7 @@ public:
         const int64_t rows_of_chunk = chunk_steps * this->group_size();
         for (int i = 0; i < plan.threads(); ++i) {
             rows.push_back(Rows(rows_of_chunk));
-            if (!z_dot) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+            if (!z_dot && s.cell == Cell::lstm) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
         }
     }
 
@@ -172,9 +172,11 @@ private:
         if (input_dot(l)) add(plain(l, d).x, I, x_dot_row);
     }
 
-    // n counts the rows of a chunk
+    // Where z_dot of a row is summed up; n counts the rows of the chunk.
     T* z_dot_row(const Share& my, int64_t l, int64_t d, int64_t row, int64_t n) const {
-        return z_dot ? z_dot + (this->sweep(l, d) * N + row) * G * s.H : z_dot_chunk[my.thread].get() + n * G * s.H;
+        if (z_dot) return z_dot + (this->sweep(l, d) * N + row) * G * s.H;
+        if (s.cell != Cell::lstm) return output_dot(l) + (row * s.D + d) * R;  // there it becomes h_dot
+        return z_dot_chunk[my.thread].get() + n * G * s.H;
     }
 
     int64_t tangent_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first, const Range& panels) {
@@ -242,7 +244,7 @@ private:
     const Tangent<T>& dot;
     T* const kept;
     const Reserve at;
-    T* const z_dot;  // (L,D,N,G,H) or nullptr: only that of a chunk is kept
+    T* const z_dot;  // (L,D,N,G,H) or nullptr: not kept
     const Trace<T> trace;
     const Columns gates, projected;
     const int64_t chunk_steps;
@@ -250,7 +252,7 @@ private:
     Buffer<T> dropped;                   // (L-1,N,D*R), inputs of the upper layers after dropout
     Buffer<T> dropped_dot[2];            // (N,D*R), input tangents of the layer at hand and the next
     std::vector<Rows> rows;              // [threads]
-    std::vector<Buffer<T>> z_dot_chunk;  // [threads] (rows of a chunk,G,H)
+    std::vector<Buffer<T>> z_dot_chunk;  // [threads] (rows of a chunk,G,H), LSTM only
 };
 
 // Runs make(threads), or make(1) where that many threads cannot be had, and returns what has run.
