@@ -13,6 +13,7 @@ namespace rnnfast {
 namespace {
 
 constexpr std::size_t huge_page = std::size_t(1) << 21;
+constexpr std::size_t page = std::size_t(1) << 12;
 
 // Blocks that nobody uses at the moment, the oldest first.
 class Kept {
@@ -41,7 +42,7 @@ public:
     std::mutex mutex;
 
 private:
-    static constexpr std::size_t most_blocks = 16, most_bytes = std::size_t(256) << 20;
+    static constexpr std::size_t most_blocks = 32, most_bytes = std::size_t(256) << 20;
 
     void* remove(std::size_t i) {
         void* const data = blocks_[i].data;
@@ -77,16 +78,19 @@ std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit
 
 }  // namespace
 
-Memory::Memory(std::size_t bytes) : bytes_(round_up(bytes, bytes < large ? 64 : huge_page)) {
-    if (bytes_ < large) {
+Memory::Memory(std::size_t bytes) {
+    if (bytes < large) {
+        bytes_ = round_up(bytes, 64);
         data_ = allocate(64, bytes_);
         return;
     }
+    const bool huge = bytes > huge_page;
+    bytes_ = round_up(bytes, huge ? huge_page : page);
     data_ = kept().take(bytes_);
     if (data_) return;
-    data_ = allocate(huge_page, bytes_);
+    data_ = allocate(huge ? huge_page : page, bytes_);
 #ifdef __linux__
-    (void)madvise(data_, bytes_, MADV_HUGEPAGE);  // only a hint: whatever the answer, the memory works
+    if (huge) (void)madvise(data_, bytes_, MADV_HUGEPAGE);  // only a hint: whatever the answer, the memory works
 #endif
 }
 

@@ -9,8 +9,8 @@ namespace rnnfast {
 
 class Memory {
 public:
-    // From this size on, blocks are of huge pages where the system has them, and kept. Smaller ones are the heap's.
-    static constexpr std::size_t large = std::size_t(4) << 20;
+    // From this size on blocks are kept. Smaller ones are the heap's.
+    static constexpr std::size_t large = std::size_t(1) << 18;
 
     Memory() = default;
     // Aligned to cache lines. Throws std::bad_alloc. May be freed by any thread.
