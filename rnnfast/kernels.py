@@ -8,7 +8,7 @@ belong to (None: zeros), and gradients that are not wanted are None.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import NamedTuple, TypeAlias
 
@@ -221,6 +221,15 @@ def _padded_shape(s: _Sizes) -> _C.Shape:
     return _shape(s, 0)
 
 
+def _kept_empty(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Uninitialised, if large in memory that the core keeps for the next pass."""
+    size = prod(shape)
+    if size * dtype.itemsize < _C.LARGE_MEMORY:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.frombuffer(_C.Memory(size * dtype.itemsize), dtype=dtype).untyped_storage()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]  # no view
+
+
 class _Call:
     """A checked call on dense arrays, and how they are passed."""
 
@@ -231,6 +240,8 @@ class _Call:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
         self.sizes = s = _sizes(stack, inputs, batch_sizes)
         self.shapes = shapes = _shapes(s)
+        # No methods of its own: a call that refers to itself keeps its tensors until the garbage collector comes.
+        self.kept_empty = partial(_kept_empty, self.dtype)
         self.new_empty = x.new_empty if shapes.largest * self.dtype.itemsize < _C.LARGE_MEMORY else self.kept_empty
         self.inputs = self.dense_inputs("", inputs.flat())
         self.dropout = None if dropout is None else _dense("dropout_masks", dropout, shapes.dropout, self.dtype)
@@ -241,14 +252,6 @@ class _Call:
         self.shape = _shape(s, self.batch_sizes.data_ptr())
         if self.shape.rows != s.N:
             raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
-
-    def kept_empty(self, *shape: int) -> Tensor:
-        """Uninitialised, if large in memory that the core keeps for the next pass."""
-        size = prod(shape)
-        if size * self.dtype.itemsize < _C.LARGE_MEMORY:
-            return torch.empty(shape, dtype=self.dtype)
-        storage = torch.frombuffer(_C.Memory(size * self.dtype.itemsize), dtype=self.dtype).untyped_storage()
-        return torch.empty(0, dtype=self.dtype).set_(storage, 0, shape)  # type: ignore[call-overload]  # no view
 
     def dense_inputs(self, what: str, inputs: list[Tensor | None]) -> list[Tensor | None]:
         """x, h0, c0, weights, or something as large as each of them."""

@@ -438,6 +438,33 @@ def test_saved_tensors_are_freed(case: Case) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("B", [2, 100])  # small and large in memory
+@pytest.mark.parametrize("cell", ["LSTM", "RNN"])
+def test_nothing_waits_for_the_garbage_collector(cell: str, B: int) -> None:
+    module = getattr(rnnfast, cell)(8, 64)
+    x = torch.randn(30, B, 8)
+
+    def run() -> None:
+        with torch.no_grad():
+            module(x)
+        grads = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()), create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in grads), list(module.parameters()))
+
+    run()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        run()
+        gc.collect()
+        left = [value for value in gc.garbage if isinstance(value, torch.Tensor) or "rnnfast" in str(type(value))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
+
+
 @linux
 def test_memory_does_not_grow() -> None:
     """50 training steps whose saved gates are 5 MB each: forgetting any of them would show."""
