@@ -192,10 +192,11 @@ def _ratio(value: float) -> str:
 
 
 def to_markdown(content: Sequence[Table], env: Env) -> str:
-    parts = [f"{caption(env)}\n\n{NOTE}\n"]
-    for table in content:
-        parts.append(f"### {table.title}\n\n" + "\n".join(_markdown_lines(table)) + "\n")
-    return "\n".join(parts)
+    return f"{caption(env)}\n\n{NOTE}\n\n{markdown_tables(content)}"
+
+
+def markdown_tables(content: Sequence[Table]) -> str:
+    return "\n".join(f"### {table.title}\n\n" + "\n".join(_markdown_lines(table)) + "\n" for table in content)
 
 
 def _markdown_lines(table: Table) -> list[str]:

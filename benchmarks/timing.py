@@ -33,10 +33,10 @@ class Timing:
 
 
 def cpu_timer(run: Run, calls: int) -> float:
-    """Wall time. A loop is preceded by a call that wakes the threads up."""
+    """Wall time, after one call that wakes the threads up and pays for what the contender before has left: caches, and
+    memory that the C library gives back to the system when somebody frees the next block."""
     wait_until_quiet()
-    if calls > 1:
-        run()
+    run()
     start = time.perf_counter()
     for _ in range(calls):
         run()
@@ -69,15 +69,18 @@ def time_in_turns(runs: Mapping[str, Run], timer: Timer, budget_s: float) -> dic
     calls = {name: max(1, math.ceil(SAMPLE_S / _estimate(run, timer))) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     gc.collect()
+    gc.freeze()  # so that a collection has only to look at what the samples leave
     gc.disable()
     try:
         spent = 0.0
         while len(_first(samples)) < MIN_ROUNDS or (spent < budget_s and len(_first(samples)) < MAX_ROUNDS):
             for name, run in runs.items():
+                gc.collect()  # some transforms leave their graphs to the collector, gigabytes in a few calls
                 samples[name].append(timer(run, calls[name]))
                 spent += samples[name][-1] * calls[name]
     finally:
         gc.enable()
+        gc.unfreeze()
     return {name: summarise(taken, calls[name]) for name, taken in samples.items()}
 
 

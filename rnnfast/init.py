@@ -361,13 +361,15 @@ def _arpack_radius(matrix: Any) -> float | None:
         raise ImportError(
             f"the spectral radius of {matrix.shape[0]} units needs scipy: pip install 'rnnfast[learn]'"
         ) from error
-    sparse = csr_array(matrix, dtype=np.float64)
+    sparse = csr_array(matrix, dtype=np.float64, copy=True)  # counting sorts its elements in place
     if sparse.count_nonzero() == 0:
         return 0.0
     start = np.random.default_rng(0).standard_normal(matrix.shape[0])
     try:
-        # The eigenvalues of random matrices fill a disc: some more vectors than the default find its rim sooner.
-        values = eigs(sparse, k=1, ncv=min(matrix.shape[0], 60), v0=start, return_eigenvectors=False)
+        # The eigenvalues of random matrices fill a disc: some more of them, and more vectors than the default, find
+        # its rim sooner.
+        H = matrix.shape[0]
+        values = eigs(sparse, k=4, ncv=min(H, 60), v0=start, return_eigenvectors=False, maxiter=100 * H)
     except (ArpackNoConvergence, ArpackError):
         return None
     return np.abs(values).max()

@@ -386,7 +386,7 @@ def backward(
 # H. Jaeger, The "echo state" approach to analysing and training recurrent neural networks, GMD Report 148 (2001);
 # leaky units: H. Jaeger et al., Neural Networks 20 (2007).
 
-UNITS = {"tanh": tanh, "relu": relu, "identity": lambda z: z}
+UNITS: dict[str, Callable[[Array], Array]] = {"tanh": tanh, "relu": relu, "identity": lambda z: z}
 
 
 class Reservoir(NamedTuple):

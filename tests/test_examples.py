@@ -14,7 +14,7 @@ import torch
 import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OTHERS = {"four_ways", "gradient_flow"}  # these have tests of their own
+OTHERS = {"echo_state", "four_ways", "gradient_flow"}  # these have tests of their own
 EPOCHS = {
     "sunspots": 3,
     "co2": 3,
@@ -28,9 +28,10 @@ EPOCHS = {
 NUMBER = r"\d+\.\d+(?:e[-+]\d+)?"
 
 
-def run(name, folder, epochs, python=(sys.executable,)):
+def run(name, folder, epochs, python=(sys.executable,), options=()):
     """Runs one example in an empty folder -> (what it printed, its plot (height,width,4))."""
-    command = [*python, EXAMPLES / f"{name}.py", "--epochs", str(epochs), "--plot", "x.png"]
+    options = options or ("--epochs", str(epochs))
+    command = [*python, EXAMPLES / f"{name}.py", *options, "--plot", "x.png"]
     environment = os.environ | {"COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
@@ -164,3 +165,11 @@ def test_gradient_flow_tells_the_networks_apart(tmp_path):
     assert verdicts["tanh, spectral radius 0.5"] == verdicts["LSTM, forget bias 0"] == "vanishing"
     assert verdicts["tanh, spectral radius 1.5"] in ("exploding", "healthy")
     assert verdicts["ReLU, identity"] == "healthy"
+
+
+def test_small_echo_state_networks_are_measured(tmp_path):
+    text, image = run("echo_state", tmp_path, None, options=("--units", "100", "--seeds", "1"))
+    assert image.shape[1] > 1000 and image[..., :3].std() > 0.02
+    found = {r[0]: float(r[3]) for r in cells(text) if r[0] in ("mackey_glass", "narma10", "lorenz", "memory")}
+    assert found["mackey_glass"] < 0.1 and found["narma10"] < 0.6  # of a standard deviation
+    assert found["lorenz"] > 1 and 0.9 < found["memory"] <= 1

@@ -182,23 +182,37 @@ void direct_product(const DirectProduct<T>& p) {
     }
 }
 
+// to[i * to_stride + j] = from[j * from_stride + i] for i < count, j < lanes, and 0 up to the last lane.
+template <class T>
+inline void transpose_block(const T* from, ptrdiff_t from_stride, int lanes, int count, T* to, ptrdiff_t to_stride) {
+    constexpr int V = lanes_of<T>;
+    Vec<T> square[V] = {};
+    if (lanes == V && count == V) {
+#pragma GCC unroll 16
+        for (int j = 0; j < V; ++j) square[j] = load(from + j * from_stride);
+        transpose<T>(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < V; ++i) store(to + i * to_stride, square[i]);
+    } else {
+        for (int j = 0; j < lanes; ++j) square[j] = load(from + j * from_stride, count);
+        transpose<T>(square);
+        for (int i = 0; i < count; ++i) store(to + i * to_stride, square[i]);
+    }
+}
+
 template <class T>
 void pack_transposed(const Columns& columns, int64_t K, const T* w, ptrdiff_t stride, int64_t panel0, int64_t panel1,
                      T* packed) {
     constexpr int V = lanes_of<T>;
     for (int64_t q = panel0; q < panel1; ++q) {
         const Panel panel(columns, q);
+        const ptrdiff_t row = panel.vectors * V;
         for (int v = 0; v < panel.vectors; ++v) {
             const T* from = w + (panel.column + v * panel.stride) * stride;
             T* to = packed + panel.offset * K + v * V;
-            const int lanes = panel.lanes(columns, v);
-            for (int64_t k = 0; k < K; ++k, to += panel.vectors * V) {
-                if (lanes == V) {
-                    for (int j = 0; j < V; ++j) to[j] = from[j * stride + k];
-                } else {
-                    for (int j = 0; j < V; ++j) to[j] = j < lanes ? from[j * stride + k] : T(0);
-                }
-            }
+            for (int64_t k = 0; k < K; k += V)
+                transpose_block(from + k, stride, panel.lanes(columns, v), int(K - k < V ? K - k : V), to + k * row,
+                                row);
         }
     }
 }

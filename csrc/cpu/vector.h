@@ -75,6 +75,29 @@ inline T sum(Vec<T> v) {
     return lane[0];
 }
 
+// Rows of a square become its columns, in log2(lanes) rounds: round s swaps the off-diagonal s*s blocks of all 2s*2s
+// ones.
+template <class T>
+inline void transpose(Vec<T> (&rows)[lanes_of<T>]) {
+    constexpr int V = lanes_of<T>;
+#pragma GCC unroll 4
+    for (int s = 1; s < V; s *= 2) {
+        VecBits<T> low, high;  // of the 2V numbers of two rows: those of the one and of the other
+#pragma GCC unroll 16
+        for (int j = 0; j < V; ++j) {
+            low[j] = j & s ? j - s + V : j;
+            high[j] = j & s ? j + V : j + s;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < V; ++i) {
+            if (i & s) continue;
+            const Vec<T> a = rows[i], b = rows[i + s];
+            rows[i] = __builtin_shuffle(a, b, low);
+            rows[i + s] = __builtin_shuffle(a, b, high);
+        }
+    }
+}
+
 // Holds a loaded value in a register. Without it GCC folds the load into each multiply-add that uses the value, and
 // the loop of the tile product then waits for the load ports (a third of the speed on Zen 3).
 template <class V>

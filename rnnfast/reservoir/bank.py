@@ -66,7 +66,7 @@ class Bank:
         numbers = np.float32 if dtype == torch.float32 else np.float64
         dense = matrices[0].starts is None or F >= DENSE_FROM * self.H
         w = np.stack([_dense(m) if dense else m.w for m in matrices]).astype(numbers)
-        starts = None if dense else np.stack([m.starts for m in matrices])
+        starts = None if dense else np.stack([m.starts for m in matrices if m.starts is not None])
         arrays = [w, starts, *[np.stack(part).astype(numbers) for part in zip(*inputs, strict=True)]]
         addresses = [0 if a is None else a.ctypes.data for a in arrays]
         M = len(matrices)

@@ -61,6 +61,8 @@ def _batch(x: Any, y: Any, I: int, O: int, dtype: torch.dtype) -> tuple[Batch, K
     x_tensor = None if x is None else as_tensor("x", x, I, dtype)
     y_tensor = None if y is None else as_tensor("y", y, O, dtype)
     if x_tensor is None:
+        if y_tensor is None:
+            raise ValueError("x and y: expected one of them at least, got None and None")
         x_tensor = y_tensor.new_zeros((*y_tensor.shape[:2], 0))
     elif y_tensor is not None and y_tensor.shape[:2] != x_tensor.shape[:2]:
         raise ValueError(

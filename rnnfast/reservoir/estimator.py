@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnnfast.init import spectral_radius
 from rnnfast.reservoir import ensemble as many
 from rnnfast.reservoir.bank import DTYPES, UNITS
 from rnnfast.reservoir.data import Batch, Kind, as_tensor, batches
 from rnnfast.reservoir.layer import EchoStateLayer
 from rnnfast.reservoir.readout import RecursiveLeastSquares, Sums
-from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw, matrix, spectral_radius
+from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw, matrix
 
 
 class EchoState:
@@ -79,6 +80,14 @@ class EchoState:
     W_out_: np.ndarray
     ridge_: float
     ridge_errors_: dict[float, float]
+    _drawn: Drawn | None
+    _ensemble: many.Ensemble | None
+    _sums: Sums | None
+    _learner: RecursiveLeastSquares | None
+    _noise: np.random.Generator
+    _kind: Kind | None  # of the last call; None: nothing has been run
+    _h: Tensor  # (B,H) where it ended
+    _y: Tensor  # (B,O)
 
     def __init__(
         self,
@@ -204,6 +213,7 @@ class EchoState:
         if not 0 < forgetting <= 1:
             raise ValueError(f"forgetting: expected a number in (0, 1], got {forgetting}")
         batch, kind = self._batch(x, y)
+        targets = _given(batch.y)
         if len(batch.x) != 1:
             raise ValueError(f"x: expected one sequence (T,{self.input_size}), got {len(batch.x)}")
         learner = self._learner or self._start_learner(ridge)
@@ -212,10 +222,10 @@ class EchoState:
         noise = [self._noise]
         for X, steps in self._one.features(batch, h, before[0], noise):
             first = max(0, washout - steps.start)
-            learner.add(X[0, 0, first:].double(), batch.y[0, steps][first:].double())
+            learner.add(X[0, 0, first:].double(), targets[0, steps][first:].double())
         self._learner = learner
         self.W_out_ = learner.weights.numpy()
-        self._keep(kind, h[0], batch.y[:, -1])
+        self._keep(kind, h[0], targets[:, -1])
         return self
 
     def _start_learner(self, ridge: float) -> RecursiveLeastSquares:
@@ -314,10 +324,11 @@ class EchoState:
             washout: first steps of each sequence that are left out, default 0.
         """
         batch, _ = self._batch(x, y)
+        targets = _given(batch.y)
         if batch.x.shape[1] <= washout + 1:
             raise ValueError(f"x: expected more than one step after the washout of {washout}, got {batch.x.shape[1]}")
-        predicted = torch.as_tensor(self.predict(x)).reshape(batch.y.shape)[:, washout:].double()
-        y = batch.y[:, washout:].double()
+        predicted = torch.as_tensor(self.predict(x)).reshape(targets.shape)[:, washout:].double()
+        y = targets[:, washout:].double()
         residual = (y - predicted).square().sum((0, 1))
         total = (y - y.mean((0, 1))).square().sum((0, 1))
         if (total == 0).any():
@@ -340,13 +351,11 @@ class EchoState:
 
     @property
     def state_(self) -> Any:
-        self._check_run()
-        return self._kind.back(self._h.clone())
+        return self._last_kind().back(self._h.clone())
 
     @property
     def output_(self) -> Any:
-        self._check_run()
-        return self._kind.back(self._y.clone())
+        return self._last_kind().back(self._y.clone())
 
     @property
     def W_(self) -> Any:
@@ -380,7 +389,14 @@ class EchoState:
     def effective_spectral_radius(self) -> float:
         """The largest modulus of an eigenvalue of (1-a) I + a W, which, not W's, says whether linear units are stable
         (and tanh units near 0)."""
-        return spectral_radius(self.W_, self.leak)
+        W = self.W_
+        if isinstance(W, np.ndarray):
+            eye: Any = np.eye(len(W))
+        else:
+            from scipy.sparse import eye_array
+
+            eye = eye_array(W.shape[0], format="csr")
+        return spectral_radius((1 - self.leak) * eye + self.leak * W)
 
     def warn_if_unstable(self) -> None:
         """relu and identity have no bound: where (1-a) I + a W has an eigenvalue of modulus 1 or more, states may grow
@@ -444,11 +460,7 @@ class EchoState:
             )
         for name in ("W_out_", "ridge_", "ridge_errors_"):
             self.__dict__.pop(name, None)
-        self._drawn: Drawn | None = None
-        self._ensemble: many.Ensemble | None = None
-        self._sums: Sums | None = None
-        self._learner: RecursiveLeastSquares | None = None
-        self._kind: Kind | None = None
+        self._drawn = self._ensemble = self._sums = self._learner = self._kind = None
         self._noise = many.noise_generator(int(self.seed))
 
     def _fitted(self, sums: Sums, weights: Tensor, ridge: float) -> None:
@@ -479,10 +491,7 @@ class EchoState:
 
     def _loop(self, x: Tensor, h: Tensor, y: Tensor) -> Tensor:
         """(1,B,T,O) in closed loop with x (B,T,X); h (1,B,H) in place."""
-        if self.has_feedback:
-            out = self._one.bank.loop(x, h, y, self._one.readouts())
-        else:
-            out = self._one.bank.loop(x, h, y, self._one.readouts())
+        out = self._one.bank.loop(x, h, y, self._one.readouts())
         finite = torch.isfinite(out).all(-1).all(0).all(0)  # (T)
         if not finite.all():
             raise RuntimeError(
@@ -499,9 +508,16 @@ class EchoState:
         if not self.__sklearn_is_fitted__():
             raise RuntimeError("This EchoState instance is not fitted yet: call fit first")
 
-    def _check_run(self) -> None:
+    def _last_kind(self) -> Kind:
         if self._kind is None:
             raise AttributeError("state_ and output_ are there after a call of fit, predict, states or generate")
+        return self._kind
+
+
+def _given(y: Tensor | None) -> Tensor:
+    if y is None:
+        raise ValueError("y: expected targets, got None")
+    return y
 
 
 def _check_range(

@@ -29,6 +29,10 @@ class EchoStateLayer(nn.Module):
     gradient if they have to stay.
     """
 
+    w_in: nn.Parameter
+    w: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, network: EchoState) -> None:
         super().__init__()
         dtype = network._one.dtype

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rnnfast.init import spectral_radius
+
 Array = np.ndarray
 
-DENSE_EIGENVALUES_UP_TO = 200  # units: LAPACK for all eigenvalues costs less than ARPACK for the largest ones
 RADIUS_DIGITS = 10
 RUN = 16  # neighbouring units that hear neighbouring units; csrc/unit.h
 
@@ -44,6 +45,7 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn
     w_stream, start_stream, in_stream, bias_stream, fb_stream = (
         np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)
     )
+    starts: Array | None
     if topology == "cycle":
         starts = ((np.arange(0, H, RUN) - 1) % H).astype(np.int32)[:, None]
         w = np.sign(_uniform(w_stream, (H, 1)))  # the H-th power of W is 1 or -1: so all eigenvalues have modulus 1
@@ -80,35 +82,6 @@ def matrix(w: Array, starts: Array | None) -> Any:
 
     H, F = w.shape
     return csr_array((w.ravel(), sources(H, starts).ravel(), np.arange(0, H * F + 1, F)), shape=(H, H))
-
-
-def spectral_radius(W: Any, leak: float = 1.0) -> float:
-    """The largest modulus of an eigenvalue of (1 - leak) I + leak W.
-
-    By LAPACK for small matrices, else by ARPACK (scipy's sparse eigensolver) from a fixed start vector.
-
-    Args:
-        W: (H,H), NumPy or scipy.sparse.
-        leak: a; the default 1 leaves W itself.
-
-    Raises:
-        ValueError: W is not square, or has numbers that are not finite.
-    """
-    if len(W.shape) != 2 or W.shape[0] != W.shape[1]:
-        raise ValueError(f"W: expected a square matrix, got shape {W.shape}")
-    if not np.isfinite(W if isinstance(W, np.ndarray) else W.data).all():
-        raise ValueError("W: expected finite numbers")
-    H = W.shape[0]
-    if H <= DENSE_EIGENVALUES_UP_TO:
-        dense = W if isinstance(W, np.ndarray) else W.toarray()
-        return float(np.abs(np.linalg.eigvals((1 - leak) * np.eye(H) + leak * dense)).max())
-    from scipy.sparse.linalg import LinearOperator, eigs
-
-    leaky = LinearOperator((H, H), matvec=lambda v: (1 - leak) * v + leak * (W @ v), dtype=np.float64)
-    start = np.random.Generator(np.random.PCG64(0)).random(H) - 0.5
-    # The eigenvalues of a random matrix crowd on a circle: a few more than one, and room for them, converge sooner.
-    values = eigs(leaky, k=4, ncv=min(H, 60), v0=start, return_eigenvectors=False, maxiter=100 * H)
-    return float(np.abs(values).max())
 
 
 def _rounded(radius: float) -> float:
