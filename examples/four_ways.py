@@ -112,6 +112,7 @@ class LongShortTermMemory(Gradients):
 
 class Momentum(Gradients):
     title = "echo-state init, momentum"
+    momentum, rate = 0.98, 1e-3  # mu_0 and the learning rate
 
     def make_rnn(self):
         scale = INPUT_SCALE.get(self.task.name, 0.1)
@@ -119,8 +120,8 @@ class Momentum(Gradients):
 
     def make_optimizer(self):
         nn.init.normal_(self.network.readout.weight, std=0.1, generator=self.generator)
-        optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-        self.schedule = optim.MomentumSchedule(optimizer, 0.98)
+        optimizer = torch.optim.SGD(self.network.parameters(), lr=self.rate, momentum=0.9, nesterov=True)
+        self.schedule = optim.MomentumSchedule(optimizer, self.momentum)
         return optimizer
 
     def update(self):
@@ -284,10 +285,13 @@ def main():
     parser.add_argument("--budget", type=float, default=120, help="seconds of training for each way, default 120")
     parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK.seconds} seconds")
     parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL.updates} updates for each way")
+    parser.add_argument("--momentum", type=float, default=Momentum.momentum, help="mu_0 of momentum, default 0.98")
+    parser.add_argument("--rate", type=float, default=Momentum.rate, help="learning rate of momentum, default 0.001")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", default="four_ways.png", metavar="FILE")
     parser.add_argument("--json", metavar="FILE", help="write the curves, with all that is needed to repeat them")
     args = parser.parse_args()
+    Momentum.momentum, Momentum.rate = args.momentum, args.rate
     try:
         task = tasks.make(args.task, args.T)
     except ValueError as error:
