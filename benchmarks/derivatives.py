@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from benchmarks.contenders import LIBRARIES, Contender, Data, as_contender, load_module, make_data
 from benchmarks.grid import Job, Shape
-from benchmarks.timing import Run, Timing, cpu_timer
+from benchmarks.timing import Run, Timing, first_call
 
 Named = dict[str, Tensor]
 Function = Callable[[Named], Named]
@@ -219,7 +219,7 @@ def time_compilation(job: Job, device: str) -> tuple[Timing, list[Contender]]:
         for shape in (Shape(job.shape.cell, 2, 1, 4, 4), job.shape):
             fresh = Job(shape, "compiled_train", job.name)
             contenders = make_contenders(fresh, device)
-            taken = cpu_timer(contenders[-1].run, 1)
+            taken = first_call(contenders[-1].run)
     return Timing(taken, 0.0, samples=1, calls=1), contenders
 
 

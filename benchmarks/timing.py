@@ -43,6 +43,14 @@ def cpu_timer(run: Run, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def first_call(run: Run) -> float:
+    """Wall time of one call with nothing before it."""
+    wait_until_quiet()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def cuda_timer(run: Run, calls: int) -> float:
     """Time between two CUDA events around the calls, after one call that fills the queue."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -174,6 +174,13 @@ def test_cpu_timer_counts_calls_after_one_that_wakes_the_threads_up(monkeypatch)
     assert timing.cpu_timer(call, 3) == 2.0
 
 
+def test_a_first_call_is_the_first_call(monkeypatch):
+    clock = Clock()
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0.0, sleep=lambda _: None)
+    monkeypatch.setattr(timing, "time", fake)
+    assert timing.first_call(clock.contender("a", iter([100.0, 1.0]))) == 100.0
+
+
 def test_waiting_ends_when_the_process_is_quiet_or_never_will_be(monkeypatch):
     used, slept = itertools.accumulate([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]), []
     fake = SimpleNamespace(process_time=lambda: next(used), sleep=slept.append)
