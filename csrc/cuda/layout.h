@@ -7,13 +7,7 @@
 // sequences, D are pre-activations (or dL/dh).
 #pragma once
 
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define RNNFAST_BOTH __host__ __device__
-#else
-#define RNNFAST_BOTH
-#endif
+#include "sweep.h"
 
 namespace rnnfast::cuda {
 

@@ -2,8 +2,8 @@
 //
 // A group of C blocks has 8 * tiles sequences of a direction; each block U of the units. At each step a warp multiplies
 // its rows of W_hh, the stationary operand A of the tensor cores, with its part of K of h^T (dz^T), the operand B from
-// shared memory. Warps that share rows split K; warp `split` adds the parts of tile `split` up, always in the same order.
-// It ends up with all gates of a unit in one lane (layout.h), computes the cell, and puts h (dz) into the next operand of
+// shared memory. Warps that share rows split K; some of them add the parts up, each its own tile (or half), always in the same order.
+// They end up with all gates of a unit in one lane (layout.h), compute the cell, and put h (dz) into the next operand of
 // its own block; the block passes its columns on to the others of the group, stores what the step leaves behind and loads
 // what the next one needs while the others' columns arrive. There are two operands, read and written in turn, so that one
 // meeting of the group a step is enough.
@@ -38,16 +38,17 @@ __device__ inline uint16_t to_operand(BFloat16 x) { return bits(x); }
 // Rows of a step of a direction, in the order of the forward pass; none before the first and after the last.
 struct DeviceSteps {
     const int64_t* offsets;
-    int64_t T, B;
+    int T, B;
 
     struct Rows {
-        int64_t first, count;
+        int64_t first;
+        int count;
     };
-    __device__ Rows at(int64_t k, bool reverse) const {
+    __device__ Rows at(int k, bool reverse) const {
         if (k < 0 || k >= T) return {0, 0};
-        const int64_t t = reverse ? T - 1 - k : k;
-        if (!offsets) return {t * B, B};
-        return {offsets[t], offsets[t + 1] - offsets[t]};
+        const int t = reverse ? T - 1 - k : k;
+        if (!offsets) return {int64_t(t) * B, B};
+        return {offsets[t], static_cast<int>(offsets[t + 1] - offsets[t])};
     }
 };
 
@@ -57,8 +58,7 @@ struct PersistentArgs {
     Kernel kernel;
     Cell cell;
     DeviceSteps steps;
-    int64_t B, H, D;
-    int64_t first_group;
+    int B, H, D, first_group;  // as plan.cpp has made sure, small enough; numbers of rows are not
     unsigned char* exchange;  // g.exchanged bytes for each group, grid only
     // As in sweep.h
     S* gates;
@@ -80,7 +80,8 @@ struct PersistentArgs {
 // Where a thread stands.
 struct Here {
     int rank, row, split, lane;  // block in its group, warp along the units, warp along K
-    int64_t group, d, b_0;       // direction, first sequence
+    int group, d;                // direction
+    int b_0;                     // first sequence
 
     template <class S>
     __device__ explicit Here(const PersistentArgs<S>& a)
@@ -93,30 +94,16 @@ struct Here {
           b_0(group / a.D * 8 * a.g.tiles) {}
 };
 
-// Passes a block's columns of an operand on to the other blocks of its group.
-template <class S>
+// Passes a block's columns of an operand on to the other blocks of its group. unit_bytes: columns of a unit.
+template <class S, int unit_bytes, int number_bytes>
 class Exchange {
 public:
-    // Each block has `columns` bytes of a row of `stride` bytes, from columns * rank on.
-    __device__ Exchange(const PersistentArgs<S>& a, const Here& here, int columns, int stride)
-        : kernel_(a.kernel),
-          C_(a.g.C),
-          rank_(here.rank),
-          per_row_(columns / 16),
-          rows_(8 * a.g.tiles),
-          stride_(stride),
-          counter_(nullptr),
-          buffers_(nullptr),
-          met_(0) {
-        if (kernel_ != Kernel::grid) return;
-        counter_ = reinterpret_cast<unsigned*>(a.exchange + here.group * a.g.exchanged);
-        buffers_ = a.exchange + here.group * a.g.exchanged + counter_bytes;
-    }
+    __device__ Exchange(const PersistentArgs<S>& a, const Here& here) : a_(a), here_(here), met_(0) {}
 
     // Before anything is passed on: all blocks have filled their first operand.
     __device__ void begin() const {
         sync_block();
-        if (kernel_ != Kernel::cluster) return;
+        if (a_.kernel != Kernel::cluster) return;
         arrive_at_cluster();
         wait_for_cluster();
     }
@@ -125,50 +112,56 @@ public:
     // the block have passed a barrier.
     __device__ void arrive(unsigned char* operand, int which) {
         sync_block();
-        if (kernel_ == Kernel::cluster) {
-            for (int i = threadIdx.x; i < (C_ - 1) * rows_ * per_row_; i += blockDim.x) {
-                const int other = i / (rows_ * per_row_), at = place(rank_, i % (rows_ * per_row_));
-                unsigned char* const there = in_block(operand, other + (other >= rank_));
+        const int vectors = vectors_of_block();
+        if (a_.kernel == Kernel::cluster) {
+            for (int i = threadIdx.x; i < (a_.g.C - 1) * vectors; i += blockDim.x) {
+                const int other = i / vectors, at = place(here_.rank, i % vectors);
+                unsigned char* const there = in_block(operand, other + (other >= here_.rank));
                 *vector(there + at) = *vector(operand + at);
             }
             arrive_at_cluster();
-        } else if (kernel_ == Kernel::grid) {
-            for (int i = threadIdx.x; i < rows_ * per_row_; i += blockDim.x) {
-                const int at = place(rank_, i);
-                *vector(buffers_ + which * rows_ * stride_ + at) = *vector(operand + at);
+        } else if (a_.kernel == Kernel::grid) {
+            for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
+                const int at = place(here_.rank, i);
+                *vector(buffer(which) + at) = *vector(operand + at);
             }
             sync_block();
-            if (threadIdx.x == 0) arrive_at(counter_);
+            if (threadIdx.x == 0) arrive_at(counter());
         }
     }
 
     // Until the others' columns are in `operand`.
     __device__ void wait(unsigned char* operand, int which) {
-        if (kernel_ == Kernel::cluster) {
+        if (a_.kernel == Kernel::cluster) {
             wait_for_cluster();
-        } else if (kernel_ == Kernel::grid) {
-            met_ += C_;
-            if (threadIdx.x == 0) wait_until(counter_, met_);
+        } else if (a_.kernel == Kernel::grid) {
+            const int vectors = vectors_of_block();
+            met_ += a_.g.C;
+            if (threadIdx.x == 0) wait_until(counter(), met_);
             sync_block();
-            for (int i = threadIdx.x; i < (C_ - 1) * rows_ * per_row_; i += blockDim.x) {
-                const int other = i / (rows_ * per_row_);
-                const int at = place(other + (other >= rank_), i % (rows_ * per_row_));
-                *vector(operand + at) = load_from_others(vector(buffers_ + which * rows_ * stride_ + at));
+            for (int i = threadIdx.x; i < (a_.g.C - 1) * vectors; i += blockDim.x) {
+                const int other = i / vectors, at = place(other + (other >= here_.rank), i % vectors);
+                *vector(operand + at) = load_from_others(vector(buffer(which) + at));
             }
             sync_block();
         }
     }
 
 private:
+    __device__ int per_row() const { return a_.g.U * unit_bytes / 16; }
+    __device__ int vectors_of_block() const { return 8 * a_.g.tiles * per_row(); }
     __device__ int place(int rank, int i) const {
-        return i / per_row_ * stride_ + (rank * per_row_ + i % per_row_) * 16;
+        return i / per_row() * a_.g.stride * number_bytes + (rank * per_row() + i % per_row()) * 16;
+    }
+    __device__ unsigned char* group() const { return a_.exchange + int64_t(here_.group) * a_.g.exchanged; }
+    __device__ unsigned* counter() const { return reinterpret_cast<unsigned*>(group()); }
+    __device__ unsigned char* buffer(int which) const {
+        return group() + counter_bytes + which * 8 * a_.g.tiles * a_.g.stride * number_bytes;
     }
     __device__ static Vector* vector(unsigned char* p) { return reinterpret_cast<Vector*>(p); }
 
-    Kernel kernel_;
-    int C_, rank_, per_row_, rows_, stride_;
-    unsigned* counter_;
-    unsigned char* buffers_;
+    const PersistentArgs<S>& a_;
+    const Here& here_;
     unsigned met_;
 };
 
@@ -224,32 +217,35 @@ struct Stationary {
     }
 };
 
-// The sums of all warps that share rows: warp `split` < tiles gets those of tile `split`.
-template <int row_tiles, int tiles>
-__device__ inline void add_splits(float (&total)[row_tiles][4], const float (&sum)[row_tiles][tiles][4], float* parts,
-                                  const Here& here, const Geometry& g) {
-    constexpr int each = row_tiles * 4 * 32;
-    const auto part = [&](int n, int split) { return parts + ((here.row * tiles + n) * g.splits + split) * each; };
+// The sums of all warps that share rows: warp `split` < tiles * halves gets its values of tile split / halves. A row tile
+// of 16 units has two halves of 8, so that a lane ends up with one unit of two sequences in any case.
+template <int row_tiles, int tiles, int halves>
+__device__ inline void add_splits(float (&total)[row_tiles * 4 / halves], const float (&sum)[row_tiles][tiles][4],
+                                  float* parts, const Here& here, const Geometry& g) {
+    constexpr int values = row_tiles * 4 / halves;
+    const auto part = [&](int owner, int split, int value) -> float& {
+        return parts[(((here.row * tiles * halves + owner) * g.splits + split) * values + value) * 32 + here.lane];
+    };
 #pragma unroll
     for (int n = 0; n < tiles; ++n)
 #pragma unroll
         for (int tile = 0; tile < row_tiles; ++tile)
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                if (n == here.split)
-                    total[tile][i] = sum[tile][n][i];
+            for (int i = 0; i < 4; ++i) {
+                const int owner = n * halves + (halves == 2 ? i / 2 : 0);
+                const int value = halves == 2 ? i % 2 : tile * 4 + i;
+                if (owner == here.split)
+                    total[value] = sum[tile][n][i];
                 else
-                    part(n, here.split)[(tile * 4 + i) * 32 + here.lane] = sum[tile][n][i];
+                    part(owner, here.split, value) = sum[tile][n][i];
+            }
     if (g.splits == 1) return;
     sync_block();
-    if (here.split >= tiles) return;
+    if (here.split >= tiles * halves) return;
     for (int split = 0; split < g.splits; ++split)
         if (split != here.split)
 #pragma unroll
-            for (int tile = 0; tile < row_tiles; ++tile)
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    total[tile][i] += part(here.split, split)[(tile * 4 + i) * 32 + here.lane];
+            for (int value = 0; value < values; ++value) total[value] += part(here.split, split, value);
 }
 
 // Both operands zero: columns and sequences that do not exist stay so.
@@ -267,11 +263,11 @@ __global__ void __launch_bounds__(persistent_threads, 1)
     persistent_forward(const PersistentArgs<typename NumberOf<number>::type> a) {
     using S = typename NumberOf<number>::type;
     using Operand = typename NumberOf<number>::Operand;
-    constexpr int G = is_lstm ? 4 : 1, cells = is_lstm ? 2 : 4;  // cells: unit and sequence, of a lane
-    constexpr int row_tiles_ = row_tiles(is_lstm, false);
+    constexpr int G = is_lstm ? 4 : 1, row_tiles_ = row_tiles(is_lstm, false), halves = halves_of(is_lstm, false);
     const Geometry& g = a.g;
     const Here here(a);
-    const int64_t H = a.H, d = here.d;
+    const int64_t H = a.H;
+    const int d = here.d, B = a.B;
     const int unit_0 = here.rank * g.U;
     unsigned char* const memory = shared_memory();
     const int operand_size = 8 * tiles * g.stride;
@@ -283,76 +279,74 @@ __global__ void __launch_bounds__(persistent_threads, 1)
             const GateRow p = is_lstm ? lstm_row(tile, row) : GateRow{0, row};
             const int unit = here.row * units_of_warp(is_lstm, false) + p.unit;
             if (unit >= g.U || unit_0 + unit >= H || k >= H) return 0;
-            return to_operand(a.w_hh[((d * G + p.gate) * H + unit_0 + unit) * H + k]);
+            return to_operand(a.w_hh[((int64_t(d) * G + p.gate) * H + unit_0 + unit) * H + k]);
         });
 
-    // Cell e of this lane: the unit in the block, and the sequence in the batch.
-    const auto unit_of = [&](int e) {
-        return here.row * units_of_warp(is_lstm, false) + place_in_d(here.lane, is_lstm ? 0 : e).row;
-    };
-    const auto column_of = [&](int e) { return here.split * 8 + place_in_d(here.lane, e).column; };
-    const auto exists = [&](int e) {
-        return here.split < tiles && unit_of(e) < g.U && unit_0 + unit_of(e) < H;
-    };
+    // This lane's unit in the block, and its two sequences in the slice: column, column + 1.
+    const int own = here.row * units_of_warp(is_lstm, false) + here.lane / 4 + (halves == 2 ? 8 * (here.split % 2) : 0);
+    const int column = here.split / halves * 8 + here.lane % 4 * 2;
+    const int unit = unit_0 + own, b_0 = here.b_0 + column;
+    const bool exists = here.split < tiles * halves && own < g.U && unit < H;
 
     clear_operands(a, memory, sizeof(Operand));
     if (a.h0)
         for (int64_t i = threadIdx.x; i < 8 * tiles * H; i += blockDim.x) {
             const int64_t b = here.b_0 + i / H;
-            if (b < a.B) operands[i / H * g.stride + i % H] = to_operand(a.h0[(d * a.B + b) * H + i % H]);
+            if (b < B) operands[i / H * g.stride + i % H] = to_operand(a.h0[(int64_t(d) * B + b) * H + i % H]);
         }
-    S h[cells];
-    float c[cells], z[cells][G];
+    S h[2];
+    float c[2], z[2][G];
 #pragma unroll
-    for (int e = 0; e < cells; ++e) {
-        const int64_t b = here.b_0 + column_of(e), state = (d * a.B + b) * H + unit_0 + unit_of(e);
-        const bool given = exists(e) && b < a.B;
+    for (int e = 0; e < 2; ++e) {
+        const int b = b_0 + e;
+        const int64_t state = (int64_t(d) * B + b) * H + unit;
+        const bool given = exists && b < B;
         h[e] = given && a.h0 ? a.h0[state] : narrow<S>(0.f);
         c[e] = is_lstm && given ? a.c[state] : 0.f;
     }
     const auto load = [&](const DeviceSteps::Rows& rows) {
 #pragma unroll
-        for (int e = 0; e < cells; ++e) {
-            const int64_t b = here.b_0 + column_of(e);
-            if (!exists(e) || b >= rows.count) continue;
+        for (int e = 0; e < 2; ++e) {
+            const int b = b_0 + e;
+            if (!exists || b >= rows.count) continue;
 #pragma unroll
             for (int gate = 0; gate < G; ++gate)
-                z[e][gate] = wide(a.gates[(((rows.first + b) * a.D + d) * G + gate) * H + unit_0 + unit_of(e)]);
+                z[e][gate] = wide(a.gates[(((rows.first + b) * a.D + d) * G + gate) * H + unit]);
         }
     };
-    Exchange<S> exchange(a, here, g.U * sizeof(Operand), g.stride * sizeof(Operand));
+    Exchange<S, sizeof(Operand), sizeof(Operand)> exchange(a, here);
     exchange.begin();
 
     DeviceSteps::Rows now = a.steps.at(0, d);
     load(now);
     int which = 0;
-    for (int64_t k = 0; k < a.steps.T; ++k) {
+    for (int k = 0; k < a.steps.T; ++k) {
         const bool runs = now.count > here.b_0;  // the same for all of the group
         Operand* const next = operands + (which ^ 1) * operand_size;
         if (runs) {
-            float sum[row_tiles_][tiles][4] = {}, total[row_tiles_][4];
+            float sum[row_tiles_][tiles][4] = {}, total[row_tiles_ * 4 / halves];
             stationary.multiply(sum, operands + which * operand_size, g.stride, here.lane);
-            add_splits(total, sum, parts, here, g);
+            add_splits<row_tiles_, tiles, halves>(total, sum, parts, here, g);
 #pragma unroll
-            for (int e = 0; e < cells; ++e) {
-                if (!exists(e)) continue;
-                if (here.b_0 + column_of(e) < now.count) {
+            for (int e = 0; e < 2; ++e) {
+                if (!exists) continue;
+                if (b_0 + e < now.count) {
 #pragma unroll
                     for (int gate = 0; gate < G; ++gate)
-                        z[e][gate] += is_lstm ? total[lstm_tile(gate)][lstm_element(gate, e)] : total[0][e];
+                        z[e][gate] += is_lstm ? total[lstm_tile(gate) * 4 + lstm_element(gate, e)] : total[e];
                     if constexpr (is_lstm)
                         h[e] = narrow<S>(lstm(z[e], c[e]));
                     else
                         h[e] = narrow<S>(elman(a.cell, z[e][0]));
                 }
-                next[column_of(e) * g.stride + unit_0 + unit_of(e)] = to_operand(h[e]);
+                next[(column + e) * g.stride + unit] = to_operand(h[e]);
             }
             exchange.arrive(reinterpret_cast<unsigned char*>(next), which ^ 1);
 #pragma unroll
-            for (int e = 0; e < cells; ++e) {
-                const int64_t b = here.b_0 + column_of(e);
-                if (!exists(e) || b >= now.count) continue;
-                const int64_t at = (now.first + b) * a.D + d, unit = unit_0 + unit_of(e);
+            for (int e = 0; e < 2; ++e) {
+                const int b = b_0 + e;
+                if (!exists || b >= now.count) continue;
+                const int64_t at = (now.first + b) * a.D + d;
                 if constexpr (is_lstm) {
 #pragma unroll
                     for (int gate = 0; gate < G; ++gate) a.gates[(at * G + gate) * H + unit] = narrow<S>(z[e][gate]);
@@ -369,9 +363,10 @@ __global__ void __launch_bounds__(persistent_threads, 1)
         }
     }
 #pragma unroll
-    for (int e = 0; e < cells; ++e) {
-        const int64_t b = here.b_0 + column_of(e), state = (d * a.B + b) * H + unit_0 + unit_of(e);
-        if (!exists(e) || b >= a.B) continue;
+    for (int e = 0; e < 2; ++e) {
+        const int b = b_0 + e;
+        const int64_t state = (int64_t(d) * B + b) * H + unit;
+        if (!exists || b >= B) continue;
         a.h_n[state] = h[e];
         if (is_lstm) a.c[state] = c[e];
     }
@@ -384,10 +379,11 @@ __global__ void __launch_bounds__(persistent_threads, 1)
     persistent_backward(const PersistentArgs<typename NumberOf<number>::type> a) {
     using S = typename NumberOf<number>::type;
     using Operand = typename NumberOf<number>::Operand;
-    constexpr int G = is_lstm ? 4 : 1, cells = 4;
+    constexpr int G = is_lstm ? 4 : 1, halves = halves_of(is_lstm, true);
     const Geometry& g = a.g;
     const Here here(a);
-    const int64_t H = a.H, d = here.d;
+    const int64_t H = a.H;
+    const int d = here.d, B = a.B;
     const int unit_0 = here.rank * g.U;
     unsigned char* const memory = shared_memory();
     const int operand_size = 8 * tiles * g.stride;
@@ -399,65 +395,64 @@ __global__ void __launch_bounds__(persistent_threads, 1)
             const int unit = here.row * units_of_warp(is_lstm, true) + row;
             const GateColumn p = dz_column(G, g.U, k);
             if (unit >= g.U || unit_0 + unit >= H || p.unit >= H) return 0;
-            return to_operand(a.w_hh[((d * G + p.gate) * H + p.unit) * H + unit_0 + unit]);
+            return to_operand(a.w_hh[((int64_t(d) * G + p.gate) * H + p.unit) * H + unit_0 + unit]);
         });
 
-    const auto unit_of = [&](int e) {
-        return here.row * units_of_warp(is_lstm, true) + place_in_d(here.lane, e).row;
-    };
-    const auto column_of = [&](int e) { return here.split * 8 + place_in_d(here.lane, e).column; };
-    const auto exists = [&](int e) {
-        return here.split < tiles && unit_of(e) < g.U && unit_0 + unit_of(e) < H;
-    };
+    // This lane's unit in the block, and its two sequences in the slice: column, column + 1.
+    const int own = here.row * units_of_warp(is_lstm, true) + here.lane / 4 + (halves == 2 ? 8 * (here.split % 2) : 0);
+    const int column = here.split / halves * 8 + here.lane % 4 * 2;
+    const int unit = unit_0 + own, b_0 = here.b_0 + column;
+    const bool exists = here.split < tiles * halves && own < g.U && unit < H;
 
     clear_operands(a, memory, sizeof(Operand));
     // What a step needs, loaded while the step before it meets the group.
-    float dc[cells], gates[cells][G], c[cells], c_before[cells], dy[cells];
+    float dc[2], gates[2][G], c[2], c_before[2], dy[2];
 #pragma unroll
-    for (int e = 0; e < cells; ++e) {
-        const int64_t b = here.b_0 + column_of(e);
-        dc[e] = is_lstm && exists(e) && b < a.B ? a.c[(d * a.B + b) * H + unit_0 + unit_of(e)] : 0.f;
+    for (int e = 0; e < 2; ++e) {
+        const int b = b_0 + e;
+        dc[e] = is_lstm && exists && b < B ? a.c[(int64_t(d) * B + b) * H + unit] : 0.f;
     }
     const auto load = [&](const DeviceSteps::Rows& rows, const DeviceSteps::Rows& before) {
 #pragma unroll
-        for (int e = 0; e < cells; ++e) {
-            const int64_t b = here.b_0 + column_of(e), unit = unit_0 + unit_of(e);
-            if (!exists(e) || b >= rows.count) continue;
+        for (int e = 0; e < 2; ++e) {
+            const int b = b_0 + e;
+            if (!exists || b >= rows.count) continue;
             const int64_t at = (rows.first + b) * a.D + d;
 #pragma unroll
             for (int gate = 0; gate < G; ++gate) gates[e][gate] = wide(a.gates[(at * G + gate) * H + unit]);
             dy[e] = a.dy ? wide(a.dy[at * H + unit]) : 0.f;
             if constexpr (is_lstm) {
                 c[e] = wide(a.cells[at * H + unit]);
-                c_before[e] = a.c0 ? wide(a.c0[(d * a.B + b) * H + unit]) : 0.f;
+                c_before[e] = a.c0 ? wide(a.c0[(int64_t(d) * B + b) * H + unit]) : 0.f;
                 if (b < before.count) c_before[e] = wide(a.cells[((before.first + b) * a.D + d) * H + unit]);
             }
         }
     };
-    Exchange<S> exchange(a, here, G * g.U * sizeof(Operand), g.stride * sizeof(Operand));
+    Exchange<S, G * sizeof(Operand), sizeof(Operand)> exchange(a, here);
     exchange.begin();
 
     DeviceSteps::Rows now = a.steps.at(a.steps.T - 1, d), after = {0, 0};
     load(now, a.steps.at(a.steps.T - 2, d));
     int which = 0;
-    for (int64_t k = a.steps.T - 1; k >= -1; --k) {  // the last one is for dh0 alone
+    for (int k = a.steps.T - 1; k >= -1; --k) {  // the last one is for dh0 alone
         const bool follows = after.count > here.b_0, runs = now.count > here.b_0;  // the same for all of the group
         Operand* const next = operands + (which ^ 1) * operand_size;
-        float total[1][4] = {};
+        float total[4 / halves] = {};
         if (follows) {
             float sum[1][tiles][4] = {};
             stationary.multiply(sum, operands + which * operand_size, g.stride, here.lane);
-            add_splits(total, sum, parts, here, g);
+            add_splits<1, tiles, halves>(total, sum, parts, here, g);
         }
 #pragma unroll
-        for (int e = 0; e < cells; ++e) {
-            const int64_t b = here.b_0 + column_of(e), state = (d * a.B + b) * H + unit_0 + unit_of(e);
-            if (!exists(e)) continue;
+        for (int e = 0; e < 2; ++e) {
+            const int b = b_0 + e;
+            const int64_t state = (int64_t(d) * B + b) * H + unit;
+            if (!exists) continue;
             if (b >= now.count) {  // its first step is behind it
-                if (b < after.count) a.dh0[state] = narrow<S>(total[0][e]);
+                if (b < after.count) a.dh0[state] = narrow<S>(total[e]);
                 continue;
             }
-            float dh = total[0][e];
+            float dh = total[e];
             if (b >= after.count) dh = a.dh_n ? wide(a.dh_n[state]) : 0.f;  // not 0 * infinity
             dh += dy[e];
             if constexpr (is_lstm)
@@ -467,17 +462,17 @@ __global__ void __launch_bounds__(persistent_threads, 1)
             const int64_t at = (now.first + b) * a.D + d;
 #pragma unroll
             for (int gate = 0; gate < G; ++gate) {  // from here on dL/dz
-                if (a.add) gates[e][gate] += wide(a.dz[(at * G + gate) * H + unit_0 + unit_of(e)]);
-                next[column_of(e) * g.stride + (here.rank * G + gate) * g.U + unit_of(e)] =
+                if (a.add) gates[e][gate] += wide(a.dz[(at * G + gate) * H + unit]);
+                next[(column + e) * g.stride + (here.rank * G + gate) * g.U + own] =
                     to_operand(narrow<S>(gates[e][gate]));
             }
         }
         if (runs) {
             exchange.arrive(reinterpret_cast<unsigned char*>(next), which ^ 1);
 #pragma unroll
-            for (int e = 0; e < cells; ++e) {
-                const int64_t b = here.b_0 + column_of(e), unit = unit_0 + unit_of(e);
-                if (!exists(e) || b >= now.count) continue;
+            for (int e = 0; e < 2; ++e) {
+                const int b = b_0 + e;
+                if (!exists || b >= now.count) continue;
                 const int64_t at = (now.first + b) * a.D + d;
 #pragma unroll
                 for (int gate = 0; gate < G; ++gate) a.dz[(at * G + gate) * H + unit] = narrow<S>(gates[e][gate]);
@@ -493,9 +488,9 @@ __global__ void __launch_bounds__(persistent_threads, 1)
         }
     }
 #pragma unroll
-    for (int e = 0; e < cells; ++e) {
-        const int64_t b = here.b_0 + column_of(e);
-        if (is_lstm && exists(e) && b < a.B) a.c[(d * a.B + b) * H + unit_0 + unit_of(e)] = dc[e];
+    for (int e = 0; e < 2; ++e) {
+        const int b = b_0 + e;
+        if (is_lstm && exists && b < B) a.c[(int64_t(d) * B + b) * H + unit] = dc[e];
     }
 }
 
@@ -507,10 +502,10 @@ PersistentArgs<S> persistent_args(const Plan& plan, const Sweep& s, void* worksp
     a.g = plan.geometry;
     a.kernel = plan.kernel;
     a.cell = s.cell;
-    a.steps = {s.batch_sizes ? s.offsets : nullptr, s.T, s.B};
-    a.B = s.B;
-    a.H = s.H;
-    a.D = s.D;
+    a.steps = {s.batch_sizes ? s.offsets : nullptr, static_cast<int>(s.T), static_cast<int>(s.B)};
+    a.B = static_cast<int>(s.B);
+    a.H = static_cast<int>(s.H);
+    a.D = static_cast<int>(s.D);
     a.exchange = static_cast<unsigned char*>(workspace);
     return a;
 }
@@ -521,9 +516,10 @@ void launch_groups(const char* name, void (*kernel)(PersistentArgs<S>), const Pl
                    int multiprocessors, void* stream) {
     const Geometry& g = plan.geometry;
     const bool grid = plan.kernel == Kernel::grid;
-    const int64_t groups = a.D * g.slices, at_a_time = grid ? multiprocessors / g.C : groups;
+    const int groups = a.D * g.slices;
+    const int at_a_time = grid ? multiprocessors / g.C : groups;
     for (a.first_group = 0; a.first_group < groups; a.first_group += at_a_time) {
-        const int64_t some = groups - a.first_group < at_a_time ? groups - a.first_group : at_a_time;
+        const int some = groups - a.first_group < at_a_time ? groups - a.first_group : at_a_time;
         const auto blocks = static_cast<unsigned>(some * g.C);
         launch(kernel, {name, blocks, 1, 1, g.threads(), g.shared, grid ? static_cast<int>(blocks) : g.C, grid, stream},
                a);
@@ -541,9 +537,8 @@ void forward_persistent(const Plan& plan, const Sweep& s, const Forward& call, v
     a.cells = static_cast<S*>(call.cells);
     a.y = static_cast<S*>(call.y);
     a.h_n = static_cast<S*>(call.h_n);
-    const auto kernel = plan.geometry.tiles == 1   ? &persistent_forward<number, is_lstm, 1>
-                        : plan.geometry.tiles == 2 ? &persistent_forward<number, is_lstm, 2>
-                                                   : &persistent_forward<number, is_lstm, 4>;
+    const auto kernel = plan.geometry.tiles == 1 ? &persistent_forward<number, is_lstm, 1>
+                                                 : &persistent_forward<number, is_lstm, max_tiles>;
     launch_groups("persistent_forward", kernel, plan, a, plan.multiprocessors, stream);
 }
 
@@ -562,9 +557,8 @@ void backward_persistent(const Plan& plan, const Sweep& s, const Backward& call,
     a.dh0 = static_cast<S*>(call.dh0);
     a.d_cells = static_cast<S*>(call.d_cells);
     a.add = call.add;
-    const auto kernel = plan.geometry.tiles == 1   ? &persistent_backward<number, is_lstm, 1>
-                        : plan.geometry.tiles == 2 ? &persistent_backward<number, is_lstm, 2>
-                                                   : &persistent_backward<number, is_lstm, 4>;
+    const auto kernel = plan.geometry.tiles == 1 ? &persistent_backward<number, is_lstm, 1>
+                                                 : &persistent_backward<number, is_lstm, max_tiles>;
     launch_groups("persistent_backward", kernel, plan, a, plan.multiprocessors, stream);
 }
 

@@ -19,7 +19,7 @@ bool fits(const Card& card, const Sweep& s, Number number, bool backward, int C,
     g.slices = ceil_div(s.B, 8 * tiles);
     g.rows = ceil_div(g.U, units_of_warp(lstm, backward));
     g.k_steps = ceil_div(int64_t(C) * g.U * (backward ? s.gates() : 1), k_of_step(number));
-    g.splits = std::max(tiles, ceil_div(g.k_steps, steps_of_warp(lstm, backward)));
+    g.splits = std::max(tiles * halves_of(lstm, backward), ceil_div(g.k_steps, steps_of_warp(lstm, backward)));
     if (g.threads() > persistent_threads) return false;
     // 16 bytes more than the numbers take: rows of a multiple of 32 bytes would start in few banks, and the 8 rows that a
     // warp reads at a time would get in each other's way; now they are 4 banks apart.
@@ -82,10 +82,10 @@ Plan choose(const Card& card, const Sweep& s, Number number, bool backward, cons
         if (wants(Kernel::block) && fits(card, s, number, backward, 1, g))
             return planned(Kernel::block, g, "W_hh fits one block");
         if (wants(Kernel::cluster))
-            for (int C = forced.empty() ? 2 : 1; C <= largest_cluster(card); C *= 2)
+            for (int C = 2; C <= largest_cluster(card); C *= 2)
                 if (fits(card, s, number, backward, C, g)) return planned(Kernel::cluster, g, "W_hh fits a cluster");
         if (wants(Kernel::grid))
-            for (int C = forced.empty() ? 2 : 1; C <= card.multiprocessors; ++C)
+            for (int C = 2; C <= card.multiprocessors; ++C)
                 if (fits(card, s, number, backward, C, g)) return planned(Kernel::grid, g, "W_hh fits the card");
     }
     if (!wants(Kernel::steps))

@@ -16,7 +16,7 @@ struct Card {
 };
 
 // steps      one launch a step, W_hh from L2: any size, any number, projection
-// block      one block for 8, 16 or 32 sequences, with all of W_hh in its registers
+// block      one block for 8 or 16 sequences, with all of W_hh in its registers
 // cluster    a thread-block cluster for as many sequences, each block with its slice of W_hh in registers
 // grid       likewise, but the blocks of a group meet in global memory
 enum class Kernel { steps, block, cluster, grid };
@@ -26,10 +26,10 @@ const char* name(Kernel kernel);
 struct Geometry {
     int C;          // blocks in a group
     int U;          // units of a block, a multiple of 8
-    int tiles;      // a group has 8 * tiles sequences
+    int tiles;      // a group has 8 * tiles sequences, tiles is 1 or max_tiles
     int slices;     // groups for each direction
     int rows;       // warps of a block along its units ...
-    int splits;     // ... times warps along K; at least `tiles`: warp `split` finishes tile `split`
+    int splits;     // ... times warps along K; at least tiles * halves_of(...), who finish a tile or half
     int k_steps;    // tensor-core steps along all of K, K = C * U forward, C * G * U backward
     int stride;     // of a row of operands in shared memory, in numbers
     int shared;     // bytes of shared memory
@@ -46,20 +46,22 @@ struct Plan {
     std::string why;
 };
 
-constexpr int persistent_threads = 512;  // at most: 16 warps that have 128 registers for each lane
-constexpr int weight_registers = 64;     // of these; as many tensor-core steps along K times tiles of rows as fit
+constexpr int persistent_threads = 256;  // at most: 8 warps that have 255 registers for each lane
+constexpr int weight_registers = 128;    // of these; as many tensor-core steps along K times tiles of rows as fit
 constexpr int counter_bytes = 128;       // a cache line of its own
 
-constexpr int bytes_of(Number number) {
+RNNFAST_BOTH constexpr int bytes_of(Number number) {
     return number == Number::float64 ? 8 : number == Number::float32 || number == Number::tf32 ? 4 : 2;
 }
 // Tiles of 16 rows that a warp has: forward an LSTM's four gates of 8 units, else 16 units.
-constexpr int row_tiles(bool lstm, bool backward) { return lstm && !backward ? 2 : 1; }
-constexpr int units_of_warp(bool lstm, bool backward) { return lstm && !backward ? 8 : 16; }
+RNNFAST_BOTH constexpr int row_tiles(bool lstm, bool backward) { return lstm && !backward ? 2 : 1; }
+RNNFAST_BOTH constexpr int units_of_warp(bool lstm, bool backward) { return lstm && !backward ? 8 : 16; }
+// Parts of 8 units that a row tile has.
+RNNFAST_BOTH constexpr int halves_of(bool lstm, bool backward) { return units_of_warp(lstm, backward) / 8; }
 // Steps along K whose weights a warp keeps; each step and row tile takes 4 registers.
-constexpr int steps_of_warp(bool lstm, bool backward) { return weight_registers / 4 / row_tiles(lstm, backward); }
-constexpr int k_of_step(Number number) { return number == Number::tf32 ? 8 : 16; }
-constexpr int max_tiles = 4;
+RNNFAST_BOTH constexpr int steps_of_warp(bool lstm, bool backward) { return weight_registers / 4 / row_tiles(lstm, backward); }
+RNNFAST_BOTH constexpr int k_of_step(Number number) { return number == Number::tf32 ? 8 : 16; }
+constexpr int max_tiles = 2;
 
 // `forced` is the name of a kernel, or "": the best. Throws std::invalid_argument for an unknown name, or if the forced
 // kernel cannot take the sweep.

@@ -94,7 +94,7 @@ __device__ inline void store_h(const StepArgs<T>& a, const Thread& i, Wide<T> h)
 }
 
 template <class T, bool is_lstm>
-__global__ void __launch_bounds__(step_threads) step_forward(const StepArgs<T> a) {
+__global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T> a) {
     using W = Wide<T>;
     constexpr int G = is_lstm ? 4 : 1;
     const Thread i = mine();
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(step_threads) step_forward(const StepArgs<T> a
 }
 
 template <class T>
-__global__ void __launch_bounds__(step_threads) step_project(const StepArgs<T> a) {
+__global__ void __launch_bounds__(step_threads, 1) step_project(const StepArgs<T> a) {
     using W = Wide<T>;
     const Thread i = mine();
     const int64_t d = i.d;
@@ -168,7 +168,7 @@ __device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide
 }
 
 template <class T, bool is_lstm>
-__global__ void __launch_bounds__(step_threads) step_backward(const StepArgs<T> a) {
+__global__ void __launch_bounds__(step_threads, 1) step_backward(const StepArgs<T> a) {
     using W = Wide<T>;
     const Thread i = mine();
     const int64_t d = i.d, R = a.R, GH = a.G * a.H;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(step_threads) step_backward(const StepArgs<T> 
 }
 
 template <class T>
-__global__ void __launch_bounds__(step_threads) step_backward_projected(const StepArgs<T> a) {
+__global__ void __launch_bounds__(step_threads, 1) step_backward_projected(const StepArgs<T> a) {
     using W = Wide<T>;
     const Thread i = mine();
     const int64_t d = i.d;

@@ -8,6 +8,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define RNNFAST_BOTH __host__ __device__
+#else
+#define RNNFAST_BOTH
+#endif
+
 namespace rnnfast::cuda {
 
 enum class Cell { tanh, relu, lstm };
