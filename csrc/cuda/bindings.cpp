@@ -2,7 +2,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "launch.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -29,7 +28,7 @@ struct Planned {
 
 Planned make_plan(const Card& card, int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D,
                   bool backward, const std::string& forced) {
-    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || D < 1 || D > 2)
+    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX || P > INT32_MAX || B > INT32_MAX || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
     const Sweep sweep{static_cast<Cell>(cell), 0, B, H, P, D, nullptr, nullptr};
     const auto kind = static_cast<Number>(number);
@@ -42,7 +41,7 @@ void expect(const Addresses& a, size_t count) {
 
 Sweep sweep_of(const Planned& p, bool backward, int64_t T, Address batch_sizes, Address offsets) {
     if (p.backward != backward) throw std::invalid_argument("the plan is for the other direction of a pass");
-    if (T < 0 || !batch_sizes != !offsets) throw std::invalid_argument("sizes out of range");
+    if (T < 0 || T > INT32_MAX || !batch_sizes != !offsets) throw std::invalid_argument("sizes out of range");
     Sweep s = p.sweep;
     s.T = T;
     s.batch_sizes = at<const int64_t>(batch_sizes);

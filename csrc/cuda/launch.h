@@ -66,21 +66,15 @@ void launch(void (*kernel)(Args), const Launch& l, const Args& args) {
     check(cudaLaunchKernelEx(&config, kernel, args), what);
 }
 
-// Makes a device the current one for as long as it lives.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_), "cudaGetDevice");
-        if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
-    }
-    ~OnDevice() { cudaSetDevice(before_); }
-    OnDevice(const OnDevice&) = delete;
+// Makes a device the current one; returns the one before.
+inline int change_device(int device) {
+    int before = 0;
+    check(cudaGetDevice(&before), "cudaGetDevice");
+    if (device != before) check(cudaSetDevice(device), "cudaSetDevice");
+    return before;
+}
 
-private:
-    int before_ = 0;
-};
-
-inline Card card_of(int device) {
+inline Card describe_card(int device) {
     const auto attribute = [&](cudaDeviceAttr which) {
         int value = 0;
         check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
@@ -96,10 +90,8 @@ template <class Args>
 void launch(void (*kernel)(Args), const Launch& l, const Args& args) {
     emulate(kernel, {l.x, l.y, l.z}, l.threads, l.shared, l.together, args);
 }
-struct OnDevice {
-    explicit OnDevice(int) {}
-};
-inline Card card_of(int) { return {90, 4, 227 * 1024}; }  // a small Hopper
+inline int change_device(int device) { return device; }
+inline Card describe_card(int) { return {90, 4, 227 * 1024}; }  // a small Hopper
 
 #endif
 

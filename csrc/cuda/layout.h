@@ -46,6 +46,7 @@ struct GateColumn {
     int gate, unit;
 };
 RNNFAST_BOTH constexpr GateColumn dz_column(int G, int U, int k) {
+    if (G == 1) return {0, k};
     const int rank = k / (G * U), rest = k % (G * U);
     return {rest / U, rank * U + rest % U};
 }

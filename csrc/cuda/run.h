@@ -16,4 +16,17 @@ void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, vo
 // part of a captured graph.
 void upload(const int64_t* host, int64_t count, int64_t* there, void* stream);
 
+Card card_of(int device);
+
+// Makes a device the current one for as long as it lives.
+class OnDevice {
+public:
+    explicit OnDevice(int device);
+    ~OnDevice();
+    OnDevice(const OnDevice&) = delete;
+
+private:
+    int before_;
+};
+
 }  // namespace rnnfast::cuda

@@ -22,6 +22,11 @@ __global__ void copy_numbers(const Numbers numbers) {
 
 }  // namespace
 
+Card card_of(int device) { return describe_card(device); }
+
+OnDevice::OnDevice(int device) : before_(change_device(device)) {}
+OnDevice::~OnDevice() { change_device(before_); }
+
 void upload(const int64_t* host, int64_t count, int64_t* there, void* stream) {
     for (int64_t first = 0; first < count; first += per_launch) {
         Numbers numbers = {};
