@@ -7,6 +7,7 @@ a stack into layers, what it keeps, and every gradient, against the NumPy refere
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -90,17 +91,14 @@ def test_16_bit(case: Case, dtype: torch.dtype) -> None:
 # --- the way of each function of rnnfast.kernels, beside the same on the CPU ------------------------------------------
 
 
-def _past(case: Case, inputs: Inputs) -> tuple[Past, Past]:
-    """A forward pass by the CPU's kernels, and the same by rnnfast.cuda."""
+def past_by(functions: ModuleType, case: Case, inputs: Inputs) -> Past:
+    """A forward pass by rnnfast.kernels or rnnfast.cuda."""
     stack = Stack(ops.CELLS[case.mode], case.L, case.D, case.bias)
     given = kernels.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
     batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
     call = stack, given, batch_sizes, inputs.dropout_masks
-    pasts = []
-    for functions in (kernels, cuda):
-        outputs, reserve = functions.forward(*call, True)
-        pasts.append(Past(*call, outputs.y, reserve))
-    return pasts[0], pasts[1]
+    outputs, reserve = functions.forward(*call, True)
+    return Past(*call, outputs.y, reserve)
 
 
 def _like(some: kernels.Inputs, seed: int = 1) -> SomeInputs:
@@ -109,7 +107,7 @@ def _like(some: kernels.Inputs, seed: int = 1) -> SomeInputs:
     return SomeInputs(x, h0, c0, weights)
 
 
-def _assert_same(got, want) -> None:
+def assert_same(got, want) -> None:
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
         assert (a is None) == (b is None)
@@ -130,26 +128,26 @@ all_options = pytest.mark.parametrize("case", ALL_OPTIONS, ids=lambda case: case
 @pytest.mark.parametrize("groups", [1, 2])
 def test_backward_and_second(case: Case, groups: int) -> None:
     inputs = make_inputs(case)
-    pasts = _past(case, inputs)
+    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
     other = SomeOutputs(inputs.dy.cos(), None, None)
     along, flat = _like(pasts[0].inputs), pasts[0].inputs.flat()
     wanted = [t is not None for t in flat]
     want, got = (f.backward(p, cotangents, wanted, groups) for f, p in zip((kernels, cuda), pasts, strict=True))
-    _assert_same(got.flat(), want.flat())
+    assert_same(got.flat(), want.flat())
     want, got = (
         f.second(p, along, cotangents, other, wanted, wanted, groups)
         for f, p in zip((kernels, cuda), pasts, strict=True)
     )
-    _assert_same(got[0], want[0])
-    _assert_same(got[1].flat(), want[1].flat())
-    _assert_same(got[2].flat(), want[2].flat())
+    assert_same(got[0], want[0])
+    assert_same(got[1].flat(), want[1].flat())
+    assert_same(got[2].flat(), want[2].flat())
 
 
 @all_options
 def test_tangents_and_what_a_sweep_carries(case: Case) -> None:
     inputs = make_inputs(case)
-    pasts = _past(case, inputs)
+    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, None, inputs.dc_n)
     along = _like(pasts[0].inputs)
     shape = case.L, case.D, pasts[0].y.flatten(0, -2).shape[0], case.G, case.H
@@ -169,13 +167,13 @@ def test_tangents_and_what_a_sweep_carries(case: Case) -> None:
                 *f.backward(past, SomeOutputs(None, None, None), wanted, z_cotangent=dz).flat(),
             ]
         )
-    _assert_same(results[1], results[0])
+    assert_same(results[1], results[0])
 
 
 def test_only_what_is_wanted() -> None:
     case = ALL_OPTIONS[0]
     inputs = make_inputs(case)
-    _, past = _past(case, inputs)
+    past = past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
     count = len(past.inputs.flat())
     everything = cuda.backward(past, cotangents, [True] * count).flat()
