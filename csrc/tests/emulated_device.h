@@ -9,8 +9,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
-#include <thread>
+#include <stdexcept>
 #include <vector>
 
 #define __device__
@@ -161,6 +162,28 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 
 // --- launches --------------------------------------------------------------------------------------------------------
 
+// std::thread with a small stack: there are hundreds of them.
+class EmulatedThread {
+public:
+    template <class F>
+    explicit EmulatedThread(F run) : run_(std::make_unique<std::function<void()>>(run)) {
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setstacksize(&attributes, 256 * 1024);
+        const auto start = [](void* f) -> void* {
+            (*static_cast<std::function<void()>*>(f))();
+            return nullptr;
+        };
+        if (pthread_create(&thread_, &attributes, start, run_.get())) throw std::runtime_error("no more threads");
+        pthread_attr_destroy(&attributes);
+    }
+    void join() { pthread_join(thread_, nullptr); }
+
+private:
+    std::unique_ptr<std::function<void()>> run_;
+    pthread_t thread_;
+};
+
 struct Size {
     unsigned x = 1, y = 1, z = 1;
 };
@@ -173,20 +196,21 @@ void emulate(void (*kernel)(Args), Size grid, int threads, size_t shared, int cl
         Cluster cluster(threads * cluster_size);
         for (int rank = 0; rank < cluster_size; ++rank)
             cluster.blocks.push_back(std::make_unique<Block>(threads, shared));
-        std::vector<std::thread> running;
+        const auto run = [&](int rank, int t) {
+            const unsigned block = first + rank;
+            threadIdx = {static_cast<unsigned>(t), 0, 0};
+            blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
+            blockDim = {static_cast<unsigned>(threads), 1, 1};
+            gridDim = {grid.x, grid.y, grid.z};
+            my_block = cluster.blocks[rank].get();
+            my_cluster = &cluster;
+            kernel(args);
+        };
+        std::vector<EmulatedThread> running;
+        running.reserve(threads * cluster_size);
         for (int rank = 0; rank < cluster_size; ++rank)
-            for (int t = 0; t < threads; ++t)
-                running.emplace_back([&, rank, t] {
-                    const unsigned block = first + rank;
-                    threadIdx = {static_cast<unsigned>(t), 0, 0};
-                    blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
-                    blockDim = {static_cast<unsigned>(threads), 1, 1};
-                    gridDim = {grid.x, grid.y, grid.z};
-                    my_block = cluster.blocks[rank].get();
-                    my_cluster = &cluster;
-                    kernel(args);
-                });
-        for (std::thread& one : running) one.join();
+            for (int t = 0; t < threads; ++t) running.emplace_back([&run, rank, t] { run(rank, t); });
+        for (EmulatedThread& one : running) one.join();
     }
 }
 
