@@ -24,12 +24,17 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DRNNFAST_CUDA={os.environ.get('RNNFAST_CUDA', 'off')}",
+            *([f"-DRNNFAST_CUDA_ARCHS={archs}"] if (archs := os.environ.get("RNNFAST_CUDA_ARCHS")) else []),
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
         if target != source / "rnnfast":  # Python in this folder finds the package here before the installed one
-            self.copy_file(self.get_ext_fullpath(ext.name), str(source / "rnnfast"))
+            for module in ("rnnfast._C", "rnnfast._cuda"):
+                built = Path(self.get_ext_fullpath(module))
+                if built.exists():
+                    self.copy_file(str(built), str(source / "rnnfast"))
 
 
 setup(ext_modules=[Extension("rnnfast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

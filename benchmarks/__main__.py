@@ -20,6 +20,7 @@ from benchmarks.contenders import has_onnx
 from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, Job
 from benchmarks.results import Row
 from benchmarks.run import run_job
+from rnnfast import cuda
 
 WIDTH = 130  # of tables that go to a file
 WITH_GOALS = ("derivatives", "full")
@@ -27,7 +28,9 @@ WITH_GOALS = ("derivatives", "full")
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time rnnfast against torch.nn.")
-    presets = "tiny: seconds, quick: 3 min, derivatives (and torch.compile): 3 min, full: 28 min"
+    presets = (
+        "tiny: seconds, quick: 3 min, derivatives (and torch.compile): 3 min, full: 28 min, gpu (--device cuda): 2 min"
+    )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every contender")
@@ -39,6 +42,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no usable CUDA device (torch.cuda.is_available() is False)")
+    if options.device == "cuda" and not cuda.is_built():
+        parser.error("--device cuda: this installation has no CUDA kernels; build it with RNNFAST_CUDA=on")
+    if options.preset == "gpu" and options.device != "cuda":
+        parser.error("--preset gpu: its 16-bit layers have kernels with --device cuda only")
     for path in filter(None, (options.json, options.markdown, options.plot)):
         if not path.parent.is_dir():
             parser.error(f"{path}: there is no folder {path.parent}")

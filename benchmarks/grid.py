@@ -204,6 +204,23 @@ def _derivatives(cell: str) -> list[Job]:
     ]
 
 
+GPU_H, GPU_B = (256, 512, 1024), (8, 16, 32, 128)
+
+
+def _gpu(cell: str) -> list[Job]:
+    """What cuDNN has a fast path for (float16 in its persistent range) and what it has none for."""
+    shapes = [Shape(cell, 512, B, H, H, dtype="bfloat16") for H in GPU_H for B in GPU_B]
+    shapes += [Shape(cell, 512, B, 512, 512, dtype=dtype) for dtype in ("float16", "float32") for B in (16, 128)]
+    shapes += [Shape(cell, 512, 32, 64, 64, dtype="bfloat16"), Shape(cell, 512, 32, 512, 512, 2, dtype="bfloat16")]
+    shapes += [Shape(cell, 512, 32, 512, 512, D=2, dtype="bfloat16")]
+    packed = Shape(cell, 512, 32, 512, 512, dtype="bfloat16", packed=True)
+    return [
+        *_jobs(shapes, ["inference", "train"]),
+        *_jobs([packed], ["inference", "train"], "_packed"),
+        *_jobs([Shape(cell, 512, 32, 512, 512, dtype="bfloat16")], ["memory"]),
+    ]
+
+
 def _tiny(cell: str) -> list[Job]:
     return [
         *_jobs([Shape(cell, 5, 3, 4, 8), Shape(cell, 3, 2, 4, 8, L=2, D=2, dtype="float64")]),
@@ -218,4 +235,5 @@ PRESETS = {
     "quick": Preset(tuple(job for cell in CELLS for job in _quick(cell)), seconds=130),
     "derivatives": Preset(tuple(job for cell in CELLS for job in _derivatives(cell)), seconds=100),
     "full": Preset(tuple(job for cell in CELLS for job in _full(cell)), seconds=1400),
+    "gpu": Preset(tuple(job for cell in CELLS for job in _gpu(cell)), seconds=120),
 }

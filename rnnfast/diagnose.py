@@ -26,7 +26,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn.modules.rnn import RNNBase
 
-from rnnfast import kernels, ops
+from rnnfast import kernels, library, ops
 from rnnfast.kernels import Inputs, Past, SomeInputs, SomeOutputs
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class _Sweep:
         weights = past.inputs.weights
         self.H, self.R = weights[0].size(0) // self.stack.gates, weights[1].size(1)
         self.each = len(weights) // (self.stack.L * self.stack.D)
-        dz, dc = kernels.sweep_back(past, cotangents)  # (L,D,N,G*H), (L,D,N,H)
+        dz, dc = library.kernels_for(past.y).sweep_back(past, cotangents)  # (L,D,N,G*H), (L,D,N,H)
         self.packed = past.batch_sizes is not None
         sizes = past.batch_sizes if past.batch_sizes is not None else torch.full((past.y.size(0),), past.y.size(1))
         self.T, self.B = len(sizes), int(sizes[0])
@@ -472,11 +472,13 @@ def _carry(
     ]  # (L,B*k,R) and (L,B*k,H)
     h0, *c0 = (s.repeat_interleave(k, dim=1) for s in state)
     inputs = Inputs(x, h0, c0[0] if c0 else None, weights)
-    outputs, reserve = kernels.forward(stack, inputs, None, None, keep=True)
+    outputs, reserve = library.kernels_for(inputs.x).forward(stack, inputs, None, None, keep=True)
     assert reserve is not None
     past = Past(stack, inputs, None, None, outputs.y, reserve)
     h_dot, *c_dot = tangents
-    moved = kernels.tangent(past, SomeInputs(None, h_dot, c_dot[0] if c_dot else None, [None] * len(weights)))
+    moved = library.kernels_for(past.y).tangent(
+        past, SomeInputs(None, h_dot, c_dot[0] if c_dot else None, [None] * len(weights))
+    )
     ends = [outputs.h_n, *([] if outputs.c_n is None else [outputs.c_n])]
     tangents = [moved.h_n, *([] if moved.c_n is None else [moved.c_n])]
     flat = [

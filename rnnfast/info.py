@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from rnnfast import _C
+from rnnfast import _C, cuda
 from rnnfast._version import __version__
 
 
@@ -26,5 +26,5 @@ def info() -> dict[str, object]:
         "isa": _C.isa(),
         "isas": _C.usable_isas(),
         "threads": torch.get_num_threads(),
-        "cuda": False,
+        "cuda": cuda.is_built(),
     }

@@ -1,18 +1,19 @@
 """The four kernels as torch.library ops, `rnnfast::forward`, `backward`, `tangent` and `second`.
 
 Tensors that are traced (by torch.compile, torch.export, fake tensors) go through the ops, plain ones straight to
-`rnnfast.kernels`: for a single streaming step the way through the dispatcher would cost more than the step. The ops
-have no derivatives of their own; those are the business of `rnnfast.ops` alone.
+`kernels_for` their device: for a single streaming step the way through the dispatcher would cost more than the step.
+The ops have no derivatives of their own; those are the business of `rnnfast.ops` alone.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnnfast import kernels
+from rnnfast import cuda, kernels
 from rnnfast.kernels import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 _library = torch.library.Library("rnnfast", "DEF")
@@ -20,6 +21,11 @@ _STACK = "int cell, int layers, int directions, bool bias"
 _CALL = f"{_STACK}, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? dropout"
 _PAST = f"{_CALL}, Tensor y, Tensor reserve"
 _TANGENTS = "Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot, Tensor?[] weights_dot"
+
+
+def kernels_for(x: Tensor) -> ModuleType:
+    """The functions of `rnnfast.kernels` for tensors on the device of x. Refuses no tensor; the functions do."""
+    return cuda if x.is_cuda else kernels
 
 
 def _cotangents(name: str) -> str:
@@ -61,14 +67,14 @@ def forward(
 ) -> tuple[Outputs, Tensor | None]:
     """See kernels.forward."""
     if not _is_traced(inputs.x):
-        return kernels.forward(stack, inputs, batch_sizes, dropout, keep)
+        return kernels_for(inputs.x).forward(stack, inputs, batch_sizes, dropout, keep)
     some = torch.ops.rnnfast.forward(*stack, *inputs, batch_sizes, dropout, keep)
     reserve = some.pop() if keep else None
     return Outputs(some[0], some[1], some[2] if stack.lstm else None), reserve
 
 
-def _forward_cpu(*args):
-    outputs, reserve = kernels.forward(*_call(args[:10]), args[10])
+def _forward(*args):
+    outputs, reserve = kernels_for(args[4]).forward(*_call(args[:10]), args[10])
     return _present((*outputs, reserve))
 
 
@@ -102,12 +108,12 @@ def _forward_fake(*args):
 def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
     """See kernels.backward."""
     if not _is_traced(past.y):
-        return kernels.backward(past, cotangents, wanted, groups)
+        return kernels_for(past.y).backward(past, cotangents, wanted, groups)
     return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
 
 
-def _backward_cpu(*args):
-    return _present(kernels.backward(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
+def _backward(*args):
+    return _present(kernels_for(args[4]).backward(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
 
 
 def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Tensor]:
@@ -126,13 +132,13 @@ def _backward_fake(*args):
 def tangent(past: Past, tangents: SomeInputs) -> Outputs:
     """See kernels.tangent."""
     if not _is_traced(past.y):
-        return kernels.tangent(past, tangents)
+        return kernels_for(past.y).tangent(past, tangents)
     some = torch.ops.rnnfast.tangent(*_flat(past), *tangents)
     return Outputs(some[0], some[1], some[2] if past.stack.lstm else None)
 
 
-def _tangent_cpu(*args):
-    return _present(kernels.tangent(_past(args), SomeInputs(*args[12:16])))
+def _tangent(*args):
+    return _present(kernels_for(args[4]).tangent(_past(args), SomeInputs(*args[12:16])))
 
 
 def _tangent_fake(*args):
@@ -154,16 +160,16 @@ def second(
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
     """See kernels.second."""
     if not _is_traced(past.y):
-        return kernels.second(past, tangents, first, plain, wanted_first, wanted_plain, groups)
+        return kernels_for(past.y).second(past, tangents, first, plain, wanted_first, wanted_plain, groups)
     wanted = list(wanted_first), list(wanted_plain)
     some = iter(torch.ops.rnnfast.second(*_flat(past), *tangents, *first, *plain, *wanted, groups))
     outputs = Outputs(next(some), next(some), next(some) if past.stack.lstm else None)
     return outputs, _unflatten(wanted_first, some), _unflatten(wanted_plain, some)
 
 
-def _second_cpu(*args):
+def _second(*args):
     tangents, first, plain = SomeInputs(*args[12:16]), SomeOutputs(*args[16:19]), SomeOutputs(*args[19:22])
-    outputs, *grads = kernels.second(_past(args), tangents, first, plain, *args[22:])
+    outputs, *grads = kernels_for(args[4]).second(_past(args), tangents, first, plain, *args[22:])
     return _present((*outputs, *grads[0].flat(), *grads[1].flat()))
 
 
@@ -175,17 +181,18 @@ def _second_fake(*args):
 
 
 _OPS = {
-    "forward": (f"{_CALL}, bool keep", _forward_cpu, _forward_fake),
-    "backward": (f"{_PAST}, {_cotangents('d')}, bool[] wanted, int groups", _backward_cpu, _backward_fake),
-    "tangent": (f"{_PAST}, {_TANGENTS}", _tangent_cpu, _tangent_fake),
+    "forward": (f"{_CALL}, bool keep", _forward, _forward_fake),
+    "backward": (f"{_PAST}, {_cotangents('d')}, bool[] wanted, int groups", _backward, _backward_fake),
+    "tangent": (f"{_PAST}, {_TANGENTS}", _tangent, _tangent_fake),
     "second": (
         f"{_PAST}, {_TANGENTS}, {_cotangents('first')}, {_cotangents('plain')}, "
         "bool[] wanted_first, bool[] wanted_plain, int groups",
-        _second_cpu,
+        _second,
         _second_fake,
     ),
 }
-for _name, (_schema, _cpu, _fake) in _OPS.items():
+for _name, (_schema, _run, _fake) in _OPS.items():
     _library.define(f"{_name}({_schema}) -> Tensor[]")
-    _library.impl(_name, _cpu, "CPU")
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _run, _device)
     torch.library.register_fake(f"rnnfast::{_name}", _fake, lib=_library)

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from rnnfast import kernels
+from rnnfast import library
 from rnnfast.kernels import Inputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["is_recording", "record", "recording"]
@@ -86,8 +86,8 @@ class _Recorded(torch.autograd.Function):
     def forward(ctx, stack, batch_sizes, dropout, *flat):
         x, h0, c0, *weights = flat
         inputs = Inputs(x, h0, c0, weights)
-        outputs, reserve = kernels.forward(stack, inputs, batch_sizes, dropout, keep=True)
-        a = kernels.activations(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve))
+        outputs, reserve = library.kernels_for(inputs.x).forward(stack, inputs, batch_sizes, dropout, keep=True)
+        a = library.kernels_for(x).activations(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve))
         ctx.save_for_backward(_root_slope(stack, a), batch_sizes, dropout, outputs.y, reserve, *flat)
         ctx.stack = stack
         ctx.set_materialize_grads(False)
@@ -112,7 +112,9 @@ class _Pull(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         dy, dh_n, *dc_n, ds = cotangents
         dz = None if ds is None else root * ds
-        grads = kernels.backward(past, SomeOutputs(dy, dh_n, dc_n[0] if dc_n else None), wanted, z_cotangent=dz)
+        grads = library.kernels_for(past.y).backward(
+            past, SomeOutputs(dy, dh_n, dc_n[0] if dc_n else None), wanted, z_cotangent=dz
+        )
         return tuple(g for g, want in zip(grads.flat(), wanted, strict=True) if want)
 
     @staticmethod
@@ -121,7 +123,7 @@ class _Pull(torch.autograd.Function):
         given = iter(tangents)
         x, h0, c0, *weights = (next(given) if want else None for want in ctx.wanted)
         z = torch.empty_like(ctx.root, memory_format=torch.contiguous_format)
-        outputs = kernels.tangent(ctx.past, SomeInputs(x, h0, c0, weights), z_tangent=z)
+        outputs = library.kernels_for(ctx.past.y).tangent(ctx.past, SomeInputs(x, h0, c0, weights), z_tangent=z)
         some = *(t for t in outputs if t is not None), z.mul_(ctx.root)
         needed = ctx.needs_input_grad[3:]
         return None, None, None, *(t if need else None for t, need in zip(some, needed, strict=True))

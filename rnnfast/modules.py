@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import ops
+from rnnfast import cuda, ops
 
 __all__ = ["LSTM", "RNN", "FallbackWarning", "LSTMCell", "RNNCell"]
 
@@ -53,10 +53,31 @@ def _has_kernel(x: Tensor, weight: Tensor) -> bool:
         and not torch.jit.is_tracing()
     ):
         return True
+    if x.is_cuda and x.device == weight.device and x.dtype == weight.dtype and _has_cuda_kernel(x):
+        return True
     reason = _why_no_kernel(x, weight)
     if reason is not None:
         _warn_once(reason)
     return False
+
+
+def _has_cuda_kernel(x: Tensor) -> bool:
+    return x.dtype in cuda.DTYPES and cuda.is_built() and not torch.jit.is_tracing()
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of the input, the states and the weights of a layer on a GPU, if it is on and there are
+    kernels."""
+    if not x.is_cuda or x.dtype == torch.float64 or not torch.is_autocast_enabled("cuda") or not cuda.is_built():
+        return None
+    return torch.get_autocast_dtype("cuda")
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors of floating-point numbers, alone or in a tuple or list, in another dtype; everything else as it is."""
+    if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
+        return type(value)(_cast(one, dtype) for one in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
@@ -68,11 +89,15 @@ def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
         return "torch.jit.trace"
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return f"autocast to {torch.get_autocast_dtype(device)}"
+    if device == "cuda" and not cuda.is_built():
+        return f"{x.dtype} on cuda in this installation (it was not built with RNNFAST_CUDA=on)"
     return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None
 
 
 def _state_fits(state: object, shape: tuple[int, ...], like: Tensor) -> bool:
-    return isinstance(state, Tensor) and state.shape == shape and state.dtype == like.dtype and state.is_cpu
+    return (
+        isinstance(state, Tensor) and state.shape == shape and state.dtype == like.dtype and state.device == like.device
+    )
 
 
 def _is_pair(hx: object) -> bool:
@@ -107,6 +132,9 @@ class _Layer(RNNBase):
     ) -> tuple[Any, Any]:
         x, batch_sizes, order, back = _unpack(input)
         weights = _weights(self, self._flat_weights_names)
+        dtype = _autocast_dtype(x)
+        if dtype is not None:
+            x, hx, weights = _cast(x, dtype), _cast(hx, dtype), _cast(weights, dtype)
         if not self._fits(x, batch_sizes, hx, weights[0]):
             return self._forward_by_torch(input, hx)
         h0, c0 = (hx, None) if isinstance(hx, Tensor) else hx or (None, None)
@@ -197,7 +225,8 @@ class LSTM(_Layer):
         dropout: probability to drop a unit between layers in training, default 0.
         bidirectional: D = 2 instead of 1, default False.
         proj_size: P, size of h_t if not 0, default 0.
-        device, dtype: of the parameters; kernels exist for float32 and float64 on the CPU.
+        device, dtype: of the parameters; kernels exist for float32 and float64 on the CPU, and in an installation with
+            CUDA kernels for these, float16 and bfloat16 on NVIDIA GPUs.
 
     Inputs: input (T,B,I), (T,I) for one sequence, or a PackedSequence; optional (h_0, c_0), (L*D,B,P or H), (L*D,B,H).
     Outputs: output (T,B,D*P or D*H) like the input, (h_n, c_n) like (h_0, c_0).
@@ -298,6 +327,8 @@ class _Cell(RNNCellBase):
 
     def _step(self, mode: str, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Any] | None:
         """h and c after a step from (h0, c0), (h0,) or (), zeros; None if torch's own cell has to take the call."""
+        if _autocast_dtype(x) is not None:
+            return None  # torch's cell casts as its operators do
         weights = _weights(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
         dims, H = x.dim(), self.hidden_size
         if not _has_kernel(x, weights[0]) or dims not in (1, 2) or x.size(-1) != self.input_size:

@@ -47,7 +47,8 @@ def recurrent(
 
     Args:
         mode: 'RNN_TANH', 'RNN_RELU' or 'LSTM'.
-        x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any strides.
+        x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any
+            strides; on a GPU also float16 and bfloat16 (`rnnfast.cuda`).
         batch_sizes: (T) int64 on the CPU, not increasing, as `PackedSequence.batch_sizes`; None: padded.
         h0: (L*D,B,R), R = P if projected else H; None: zeros.
         c0: (L*D,B,H), LSTM only; None: zeros.

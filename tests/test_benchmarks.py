@@ -594,6 +594,7 @@ def test_without_onnx_runtime_its_rows_are_left_out(capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--device", "cuda"], "no usable CUDA device"),
+        (["--preset", "gpu"], "with --device cuda only"),
         (["--threads", "0"], "expected at least 1, got 0"),
         (["--filter", "nothing"], "leave nothing to measure"),
         (["--cells", "gru"], "leave nothing to measure"),

@@ -1,0 +1,143 @@
+// Python's door to the CUDA sweeps: addresses arrive as integers, the GIL is released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "run.h"
+
+namespace py = pybind11;
+
+namespace rnnfast::cuda {
+namespace {
+
+using Address = uintptr_t;  // tensor.data_ptr(), 0: absent
+using Addresses = std::vector<Address>;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// A plan for the sweeps of one layer, of any length.
+struct Planned {
+    int device;
+    Sweep sweep;
+    Number number;
+    bool backward;
+    Plan plan;
+};
+
+Planned make_plan(const Card& card, int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D,
+                  bool backward, const std::string& forced) {
+    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX || P > INT32_MAX || B > INT32_MAX || D < 1 || D > 2)
+        throw std::invalid_argument("sizes out of range");
+    const Sweep sweep{static_cast<Cell>(cell), 0, B, H, P, D, nullptr, nullptr};
+    const auto kind = static_cast<Number>(number);
+    return {device, sweep, kind, backward, choose(card, sweep, kind, backward, forced)};
+}
+
+void expect(const Addresses& a, size_t count) {
+    if (a.size() != count) throw std::invalid_argument("wrong number of arrays");
+}
+
+Sweep sweep_of(const Planned& p, bool backward, int64_t T, Address batch_sizes, Address offsets) {
+    if (p.backward != backward) throw std::invalid_argument("the plan is for the other direction of a pass");
+    if (T < 0 || T > INT32_MAX || !batch_sizes != !offsets) throw std::invalid_argument("sizes out of range");
+    Sweep s = p.sweep;
+    s.T = T;
+    s.batch_sizes = at<const int64_t>(batch_sizes);
+    s.offsets = at<const int64_t>(offsets);
+    return s;
+}
+
+// Arrays in the order of sweep.h.
+void forward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a) {
+    expect(a, 10);
+    const Sweep s = sweep_of(p, false, T, batch_sizes, offsets);
+    const Forward call{at<void>(a[0]), at<void>(a[1]), at<void>(a[2]), at<void>(a[3]), at<void>(a[4]),
+                       at<void>(a[5]), at<void>(a[6]), at<void>(a[7]), at<void>(a[8]), at<void>(a[9])};
+    const py::gil_scoped_release release;
+    const OnDevice here(p.device);
+    void* const on = at<void>(stream);
+    switch (p.number) {
+        case Number::float64: return run_forward<Number::float64>(p.plan, s, call, on);
+        case Number::float32: return run_forward<Number::float32>(p.plan, s, call, on);
+        case Number::tf32: return run_forward<Number::tf32>(p.plan, s, call, on);
+        case Number::float16: return run_forward<Number::float16>(p.plan, s, call, on);
+        case Number::bfloat16: return run_forward<Number::bfloat16>(p.plan, s, call, on);
+    }
+}
+
+void backward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a,
+                 bool add) {
+    expect(a, 13);
+    const Sweep s = sweep_of(p, true, T, batch_sizes, offsets);
+    const Backward call{at<void>(a[0]), at<void>(a[1]), at<void>(a[2]),  at<void>(a[3]),  at<void>(a[4]),
+                        at<void>(a[5]), at<void>(a[6]), at<void>(a[7]),  at<void>(a[8]),  at<void>(a[9]),
+                        at<void>(a[10]), at<void>(a[11]), at<void>(a[12]), add};
+    const py::gil_scoped_release release;
+    const OnDevice here(p.device);
+    void* const on = at<void>(stream);
+    switch (p.number) {
+        case Number::float64: return run_backward<Number::float64>(p.plan, s, call, on);
+        case Number::float32: return run_backward<Number::float32>(p.plan, s, call, on);
+        case Number::tf32: return run_backward<Number::tf32>(p.plan, s, call, on);
+        case Number::float16: return run_backward<Number::float16>(p.plan, s, call, on);
+        case Number::bfloat16: return run_backward<Number::bfloat16>(p.plan, s, call, on);
+    }
+}
+
+void upload_at(int device, Address stream, Address host, int64_t count, Address there) {
+    const py::gil_scoped_release release;
+    const OnDevice here(device);
+    upload(at<const int64_t>(host), count, at<int64_t>(there), at<void>(stream));
+}
+
+}  // namespace
+}  // namespace rnnfast::cuda
+
+PYBIND11_MODULE(RNNFAST_CUDA_MODULE, m) {
+    using namespace rnnfast::cuda;
+    m.doc() = "rnnfast's CUDA kernels. Sizes and addresses only; see csrc/cuda/sweep.h.";
+    py::class_<Card>(m, "Card")
+        .def(py::init([](int sm, int multiprocessors, int shared_memory) {
+                 return Card{sm, multiprocessors, shared_memory};
+             }),
+             py::arg("sm"), py::arg("multiprocessors"), py::arg("shared_memory"))
+        .def_static("of", &card_of, py::arg("device"))
+        .def_readonly("sm", &Card::sm)
+        .def_readonly("multiprocessors", &Card::multiprocessors)
+        .def_readonly("shared_memory", &Card::shared_memory);
+    py::class_<Planned>(m, "Plan")
+        .def(py::init([](int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
+                         const std::string& forced) {
+                 return make_plan(card_of(device), device, cell, number, H, P, B, D, backward, forced);
+             }),
+             py::arg("device"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"), py::arg("B"),
+             py::arg("D"), py::arg("backward"), py::arg("forced"))
+        .def_static(
+            "on",
+            [](const Card& card, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
+               const std::string& forced) {
+                return make_plan(card, 0, cell, number, H, P, B, D, backward, forced);
+            },
+            py::arg("card"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"), py::arg("B"), py::arg("D"),
+            py::arg("backward"), py::arg("forced"))
+        .def_property_readonly("kernel", [](const Planned& p) { return name(p.plan.kernel); })
+        .def_property_readonly("why", [](const Planned& p) { return p.plan.why; })
+        .def_property_readonly("workspace_bytes", [](const Planned& p) { return p.plan.workspace; })
+        .def_property_readonly("geometry", [](const Planned& p) {
+            const Geometry& g = p.plan.geometry;
+            py::dict out;
+            out["C"] = g.C;
+            out["U"] = g.U;
+            out["tiles"] = g.tiles;
+            out["slices"] = g.slices;
+            out["threads"] = g.threads();
+            out["splits"] = g.splits;
+            out["shared"] = g.shared;
+            return out;
+        });
+    m.def("forward", &forward_at);
+    m.def("backward", &backward_at);
+    m.def("upload", &upload_at);
+}

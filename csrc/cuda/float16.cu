@@ -1,0 +1,5 @@
+#include "run_templates.h"
+
+namespace rnnfast::cuda {
+RNNFAST_RUN(float16);
+}

@@ -1,0 +1,54 @@
+// Where a matrix product's numbers are: the fragments of mma.sync (PTX ISA, "Matrix fragments for mma.m16n8k16" and
+// "...m16n8k8"), and which gate of which unit is a row of a tile. Host and device; tested on the CPU.
+//
+//   D (16,8) += A (16,K) B (K,8)    K = 16 for 16-bit numbers, 8 for TF32
+//
+// Each of a warp's 32 lanes holds some elements of A, B and D. Here A is the recurrent weights, B is h (or dz) of 8
+// sequences, D are pre-activations (or dL/dh).
+#pragma once
+
+#include "sweep.h"
+
+namespace rnnfast::cuda {
+
+struct Place {
+    int row, column;
+};
+
+// Element i of A that a lane holds; bytes: of a number. 16-bit numbers come in pairs, 2 to a register.
+RNNFAST_BOTH constexpr Place place_in_a(int bytes, int lane, int i) {
+    if (bytes == 2) return {lane / 4 + 8 * (i / 2 % 2), lane % 4 * 2 + i % 2 + 8 * (i / 4)};  // i < 8
+    return {lane / 4 + 8 * (i % 2), lane % 4 + 4 * (i / 2)};                                  // i < 4
+}
+
+RNNFAST_BOTH constexpr Place place_in_b(int bytes, int lane, int i) {
+    if (bytes == 2) return {lane % 4 * 2 + i % 2 + 8 * (i / 2), lane / 4};  // i < 4
+    return {lane % 4 + 4 * i, lane / 4};                                    // i < 2
+}
+
+RNNFAST_BOTH constexpr Place place_in_d(int lane, int i) {  // i < 4
+    return {lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2};
+}
+
+// Rows of the forward product of an LSTM: a warp has two tiles of 16 rows, for 8 units with 4 gates each, such that one
+// lane ends up with all gates of a unit: tile 0 is i and f, tile 1 is g and o.
+struct GateRow {
+    int gate, unit;
+};
+RNNFAST_BOTH constexpr GateRow lstm_row(int tile, int row) { return {2 * tile + row / 8, row % 8}; }
+// Where a lane has gate `gate` of its unit lane / 4 for its sequence lane % 4 * 2 + e, e < 2: D of tile, element.
+RNNFAST_BOTH constexpr int lstm_tile(int gate) { return gate / 2; }
+RNNFAST_BOTH constexpr int lstm_element(int gate, int e) { return gate % 2 * 2 + e; }
+
+// The columns of dz in the backward product, K = C * G * U: what one block computes is in one piece. Block `rank` has
+// units rank * U ...
+struct GateColumn {
+    int gate, unit;
+};
+RNNFAST_BOTH constexpr GateColumn dz_column(int G, int U, int k) {
+    if (G == 1) return {0, k};
+    const int rank = k / (G * U), rest = k % (G * U);
+    return {rest / U, rank * U + rest % U};
+}
+
+}  // namespace rnnfast::cuda

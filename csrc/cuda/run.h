@@ -1,0 +1,32 @@
+// A sweep by the kernel that a plan names.
+#pragma once
+
+#include "plan.h"
+#include "sweep.h"
+
+namespace rnnfast::cuda {
+
+// One file for each number makes these of the templates.
+template <Number number>
+void run_forward(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream);
+template <Number number>
+void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream);
+
+// Copies int64 numbers of the host to the device, within launches, so that no pinned memory is needed and the numbers are
+// part of a captured graph.
+void upload(const int64_t* host, int64_t count, int64_t* there, void* stream);
+
+Card card_of(int device);
+
+// Makes a device the current one for as long as it lives.
+class OnDevice {
+public:
+    explicit OnDevice(int device);
+    ~OnDevice();
+    OnDevice(const OnDevice&) = delete;
+
+private:
+    int before_;
+};
+
+}  // namespace rnnfast::cuda

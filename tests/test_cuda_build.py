@@ -1,0 +1,80 @@
+"""What nvcc makes of the CUDA kernels: no warnings, and registers, spills and shared memory as ptxas reports them.
+
+Skipped without nvcc. RNNFAST_TEST_CUDA_ARCHS=80;90;100;120 compiles for more than sm_90; each takes about a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+NVCC = shutil.which("nvcc")
+if NVCC is None:
+    pytest.skip("needs nvcc", allow_module_level=True)
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+ARCHS = os.environ.get("RNNFAST_TEST_CUDA_ARCHS", "90").split(";")
+REGISTERS = 65536  # of a multiprocessor
+# Known: the Elman network's backward kernel in TF32 spills where it loads its weights, before the time loop.
+KNOWN_SPILLS = re.compile(r"persistent_backwardILNS0_6NumberE2ELb0E")
+KNOWN_SPILL_BYTES = 128
+
+
+class Usage(NamedTuple):
+    kernel: str
+    spilled: int  # bytes stored
+    registers: int
+    shared: int  # bytes, static
+
+
+def _report(source: Path, arch: str, folder: Path) -> list[Usage]:
+    target = f"arch=compute_{arch},code=sm_{arch}"
+    flags = ["-std=c++17", "-O3", "-gencode", target, "-Werror", "all-warnings", "-Xptxas", "-v"]
+    flags += ["-Xcompiler=-Wall,-Wextra,-Werror", "-c", str(source), "-o", str(folder / f"{source.stem}_{arch}.o")]
+    done = subprocess.run([str(NVCC), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    usages = []
+    for part in done.stderr.split("Compiling entry function")[1:]:
+        name, spilled, registers = (
+            re.search(pattern, part) for pattern in (r"'(\w+)'", r"(\d+) bytes spill stores", r"Used (\d+) registers")
+        )
+        assert name and spilled and registers, part
+        shared = re.search(r"(\d+) bytes smem", part)
+        numbers = int(spilled[1]), int(registers[1]), int(shared[1]) if shared else 0
+        usages.append(Usage(name[1], *numbers))
+    return usages
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
+    folder = tmp_path_factory.mktemp("cuda")
+    pairs = [(source, arch) for arch in ARCHS for source in sorted(SOURCES.glob("*.cu"))]
+    with ThreadPoolExecutor(2) as pool:
+        return [usage for some in pool.map(lambda pair: _report(*pair, folder), pairs) for usage in some]
+
+
+def test_all_kernels_are_there(report: list[Usage]) -> None:
+    each = 3 * 2 * 2 * len(ARCHS)  # numbers, cells, tiles
+    for name in ("persistent_forward", "persistent_backward"):
+        assert sum(name in usage.kernel for usage in report) == each, name
+    for name in ("step_forward", "step_project", "step_backward", "step_backward_projected"):
+        assert any(f"{len(name)}{name}I" in usage.kernel for usage in report), name
+
+
+def test_nothing_is_spilled(report: list[Usage]) -> None:
+    for usage in report:
+        assert usage.spilled <= (KNOWN_SPILL_BYTES if KNOWN_SPILLS.search(usage.kernel) else 0), usage
+
+
+def test_a_block_fits_a_multiprocessor(report: list[Usage]) -> None:
+    """All blocks have up to 256 threads; shared memory is all dynamic, counted by plan.cpp."""
+    for usage in report:
+        assert usage.registers * 256 <= REGISTERS, usage
+        assert usage.shared == 0, usage

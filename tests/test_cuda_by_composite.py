@@ -1,0 +1,247 @@
+"""rnnfast.cuda on tensors of the CPU, where plain torch stands in for the extension: everything but the kernels.
+
+One layer's sweeps are `rnnfast.composite`, the contract of the CUDA kernels; what is tested is how `rnnfast.cuda` cuts
+a stack into layers, what it keeps, and every gradient, against the NumPy reference and the kernels of the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from cases import (
+    CASES,
+    GRID,
+    LARGE,
+    LONG,
+    SIZES,
+    Case,
+    Inputs,
+    error,
+    float32_failures,
+    float64_failures,
+    make_inputs,
+    run_module,
+    run_op,
+    run_reference,
+    run_torch,
+    scale,
+    sensitivity,
+)
+from test_derivatives import EXAMPLES, K, assert_equal, layer_loss, leaves_of
+from torch.func import grad, jvp, vmap
+
+import rnnfast
+from rnnfast import cuda, kernels, library, ops
+from rnnfast.kernels import Past, SomeInputs, SomeOutputs, Stack
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, on how it runs them
+
+SOME = GRID[::3] + SIZES[::5] + LARGE  # every option, and sizes of each kind
+
+
+@pytest.fixture(autouse=True)
+def through_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors of the CPU take the way of tensors on a GPU."""
+    monkeypatch.setattr(library, "kernels_for", lambda x: cuda)
+    calls = []
+    forward = cuda.forward
+    monkeypatch.setattr(cuda, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+    yield
+    assert calls, "the test never came to rnnfast.cuda"
+
+
+@pytest.mark.parametrize("case", CASES[::2] + LONG[3:], ids=lambda case: case.id)
+def test_float64(case: Case) -> None:
+    inputs = make_inputs(case, torch.float64)
+    truth = run_reference(case, inputs)
+    trained = run_module(rnnfast, case, inputs)
+    assert trained.keys() == truth.keys()
+    assert not float64_failures(trained, truth)
+    assert not float64_failures(run_module(rnnfast, case, inputs, inference=True), truth)
+
+
+@pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)
+def test_float32(case: Case) -> None:
+    inputs = make_inputs(case, torch.float32)
+    truth, torchs = run_reference(case, inputs), run_torch(case, inputs)
+    got = run_module(rnnfast, case, inputs)
+    assert not float32_failures(got, torchs, truth, sensitivity(case, inputs, truth))
+
+
+@pytest.mark.parametrize("case", [c for c in GRID if c.dropout and not c.batch_first], ids=lambda case: case.id)
+def test_dropout_masks(case: Case) -> None:
+    inputs = make_inputs(case)
+    assert not float64_failures(run_op(case, inputs, dropout=True), run_reference(case, inputs, dropout=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case.id)
+def test_16_bit(case: Case, dtype: torch.dtype) -> None:
+    """Stored numbers are rounded to 16 bit, sums are not: results stay within some roundings of the truth."""
+    inputs = make_inputs(case, dtype)
+    truth, got = run_reference(case, inputs), run_op(case, inputs)
+    assert got.keys() == truth.keys()
+    for name, a in got.items():
+        assert error(a, truth[name]) <= 16 * torch.finfo(dtype).eps * scale(truth[name]), name
+
+
+# --- the way of each function of rnnfast.kernels, beside the same on the CPU ------------------------------------------
+
+
+def past_by(functions: ModuleType, case: Case, inputs: Inputs) -> Past:
+    """A forward pass by rnnfast.kernels or rnnfast.cuda."""
+    stack = Stack(ops.CELLS[case.mode], case.L, case.D, case.bias)
+    given = kernels.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
+    batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
+    call = stack, given, batch_sizes, inputs.dropout_masks
+    outputs, reserve = functions.forward(*call, True)
+    return Past(*call, outputs.y, reserve)
+
+
+def _like(some: kernels.Inputs, seed: int = 1) -> SomeInputs:
+    torch.manual_seed(seed)
+    x, h0, c0, *weights = (None if t is None else torch.randn_like(t) for t in some.flat())
+    return SomeInputs(x, h0, c0, weights)
+
+
+def assert_same(got, want) -> None:
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+ALL_OPTIONS = [
+    Case("LSTM", T=5, B=6, I=3, H=6, L=2, D=2, proj=4, dropout=0.5),
+    Case("LSTM", T=5, B=6, I=3, H=6, L=3, D=2, lengths=(5, 5, 4, 4, 1, 1), dropout=0.5),
+    Case("RNN_TANH", T=5, B=6, I=3, H=6, L=3, D=2),
+    Case("RNN_RELU", T=1, B=2, I=3, H=6, L=2, D=2, lengths=(1, 1), hx=False),
+]
+all_options = pytest.mark.parametrize("case", ALL_OPTIONS, ids=lambda case: case.id)
+
+
+@all_options
+@pytest.mark.parametrize("groups", [1, 2])
+def test_backward_and_second(case: Case, groups: int) -> None:
+    inputs = make_inputs(case)
+    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
+    other = SomeOutputs(inputs.dy.cos(), None, None)
+    along, flat = _like(pasts[0].inputs), pasts[0].inputs.flat()
+    wanted = [t is not None for t in flat]
+    want, got = (f.backward(p, cotangents, wanted, groups) for f, p in zip((kernels, cuda), pasts, strict=True))
+    assert_same(got.flat(), want.flat())
+    want, got = (
+        f.second(p, along, cotangents, other, wanted, wanted, groups)
+        for f, p in zip((kernels, cuda), pasts, strict=True)
+    )
+    assert_same(got[0], want[0])
+    assert_same(got[1].flat(), want[1].flat())
+    assert_same(got[2].flat(), want[2].flat())
+
+
+@all_options
+def test_tangents_and_what_a_sweep_carries(case: Case) -> None:
+    inputs = make_inputs(case)
+    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    cotangents = SomeOutputs(inputs.dy, None, inputs.dc_n)
+    along = _like(pasts[0].inputs)
+    shape = case.L, case.D, pasts[0].y.flatten(0, -2).shape[0], case.G, case.H
+    dz = torch.randn(shape, dtype=torch.float64)
+    wanted = [t is not None for t in pasts[0].inputs.flat()]
+    results = []
+    for f, past in zip((kernels, cuda), pasts, strict=True):
+        z = torch.empty(shape, dtype=torch.float64)
+        tangents = f.tangent(past, along, z)
+        results.append(
+            [
+                *tangents,
+                z,
+                f.activations(past),
+                *f.sweep_back(past, cotangents),
+                *f.backward(past, cotangents, wanted, z_cotangent=dz).flat(),
+                *f.backward(past, SomeOutputs(None, None, None), wanted, z_cotangent=dz).flat(),
+            ]
+        )
+    assert_same(results[1], results[0])
+
+
+def test_only_what_is_wanted() -> None:
+    case = ALL_OPTIONS[0]
+    inputs = make_inputs(case)
+    past = past_by(cuda, case, inputs)
+    cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
+    count = len(past.inputs.flat())
+    everything = cuda.backward(past, cotangents, [True] * count).flat()
+    for i in range(count):
+        wanted = [k == i for k in range(count)]
+        got = cuda.backward(past, cotangents, wanted).flat()
+        assert [g is not None for g in got] == wanted
+        torch.testing.assert_close(got[i], everything[i])
+
+
+@pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case.id)
+def test_directional_derivatives(case: Case) -> None:
+    values, loss, truth = leaves_of(case)
+    every = tuple(range(len(values)))
+    torch.manual_seed(0)
+    direction = tuple(torch.randn_like(value) for value in values)
+    at = [value.clone().requires_grad_() for value in values]
+    gradients = torch.autograd.grad(truth(*at), at, create_graph=True)
+    slope = sum((g * v).sum() for g, v in zip(gradients, direction, strict=True))
+    curved = torch.autograd.grad(slope, at)
+    torch.testing.assert_close(jvp(loss, tuple(values), direction)[1], slope.detach(), rtol=1e-12, atol=1e-12)
+    assert_equal(jvp(lambda *at: grad(loss, every)(*at), tuple(values), direction)[1], curved)
+    at = [value.clone().requires_grad_() for value in values]
+    gradients = torch.autograd.grad(loss(*at), at, create_graph=True)
+    slope = sum((g * v).sum() for g, v in zip(gradients, direction, strict=True))
+    assert_equal(torch.autograd.grad(slope, at), curved)
+
+
+def test_per_sample_gradients() -> None:
+    weights = tuple(make_inputs(Case("LSTM", T=1, B=1, I=3, H=6, L=2, D=2)).weights.values())
+    x = torch.randn(K, 7, 2, 3, dtype=torch.float64)
+    got = vmap(grad(layer_loss), in_dims=(None, 0))(weights, x)
+    for k in range(K):
+        assert_equal(tuple(g[k] for g in got), grad(layer_loss)(weights, x[k]))
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_says_what_was_expected() -> None:
+    weights = list(make_inputs(Case("LSTM", T=1, B=1, I=3, H=6)).weights.values())
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+
+    def run(x=x, h0=None, c0=None, weights=weights, batch_sizes=None):
+        return ops.recurrent("LSTM", x, batch_sizes, h0, c0, weights, 1, False, True)
+
+    with pytest.raises(RuntimeError, match=r"h0: expected shape \(1, 2, 6\), got \(2, 6\)"):
+        run(h0=torch.randn(2, 6, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"c0: expected dtype torch.float64 like the input, got torch.float32"):
+        run(c0=torch.randn(1, 2, 6))
+    with pytest.raises(RuntimeError, match=r"weight: expected device cpu like the input, got meta"):
+        run(weights=[weights[0].to("meta"), *weights[1:]])
+    with pytest.raises(RuntimeError, match=r"input: expected one of .*, got torch.int64"):
+        run(x=x.long())
+    with pytest.raises(RuntimeError, match=r"expected 3 rows, the sum of batch_sizes, got 4"):
+        run(x=x[:, 0], batch_sizes=torch.tensor([2, 1]))
+    with pytest.raises(RuntimeError, match="do not increase"):
+        run(x=x[:, 0], batch_sizes=torch.tensor([1, 2, 1]))
+
+
+def test_without_extension_the_error_names_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda.forward(
+        Stack(0, 1, 1, False),
+        kernels.Inputs(torch.zeros(1, 1, 1), None, None, [torch.zeros(1, 1)] * 2),
+        None,
+        None,
+        False,
+    )
+    monkeypatch.setattr(cuda, "is_built", lambda: False)
+    with pytest.raises(RuntimeError, match="RNNFAST_CUDA=on"):
+        cuda._extension()

@@ -1,0 +1,276 @@
+"""The CUDA kernels' own source, run on the CPU: csrc/tests/emulated_device.h makes each thread of a GPU a thread of
+the CPU, tensor cores follow the tables of the PTX ISA. Bindings, plans and rnnfast.cuda are those of a GPU.
+
+Compiled with g++ when the tests begin. What this cannot show: what nvcc makes of the source (test_cuda_build.py), and
+what a GPU makes of that (test_cuda.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from cases import (
+    Case,
+    error,
+    float32_failures,
+    float64_failures,
+    make_inputs,
+    run_op,
+    run_reference,
+    run_torch,
+    scale,
+    sensitivity,
+)
+from test_cuda_by_composite import assert_same, past_by
+
+from rnnfast import cuda, kernels, library
+from rnnfast.kernels import SomeOutputs
+
+pybind11 = pytest.importorskip("pybind11", reason="building the emulated module needs pybind11")
+if shutil.which("g++") is None:
+    pytest.skip("building the emulated module needs g++", allow_module_level=True)
+
+SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+KERNELS = ("steps", "block", "cluster", "grid")
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """rnnfast._cuda for the emulated card: a Hopper with 4 multiprocessors."""
+    folder = tmp_path_factory.mktemp("emulated")
+    flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags += ["-DRNNFAST_CUDA_MODULE=_emulated", "-I" + pybind11.get_include()]
+    flags += ["-I" + sysconfig.get_paths()["include"]]
+
+    def compile(source: Path) -> str:
+        built = str(folder / (source.stem + ".o"))
+        subprocess.run(["g++", *flags, "-x", "c++", "-c", str(source), "-o", built], check=True)
+        return built
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile, sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cpp")])))
+    module = folder / ("_emulated" + sysconfig.get_config_var("EXT_SUFFIX"))
+    subprocess.run(["g++", "-shared", "-pthread", *objects, "-o", str(module)], check=True)
+    spec = importlib.util.spec_from_file_location("_emulated", module)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+class _Emulated(cuda._Extension):
+    used: list[str]
+
+    def _run(self, run, s, arrays, like, backward, *more):
+        super()._run(run, s, arrays, like, backward, *more)
+        self.used.append("backward" if backward else "forward")
+
+    @staticmethod
+    def place(x: torch.Tensor) -> tuple[int, int]:
+        return 0, 0
+
+
+@pytest.fixture
+def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Tensors of the CPU go to the emulated card, to a kernel by its name."""
+    extension = _Emulated(emulated)
+    extension.used = []
+    monkeypatch.setattr(library, "kernels_for", lambda x: cuda)
+    monkeypatch.setattr(cuda, "_sweeps_for", lambda x: extension)
+    monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._NUMBERS[dtype])
+
+    def force(kernel: str, tf32: bool = False) -> _Emulated:
+        monkeypatch.setenv("RNNFAST_CUDA_KERNEL", kernel)
+        if tf32:
+            monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._TF32)
+        return extension
+
+    return force
+
+
+# Remainders of 8 and 16 units and of 8 and 16 sequences; lengths that leave whole groups idle; blocks, splits of K, and
+# groups that do not fit the card at a time.
+SIZES = (
+    Case("LSTM", T=4, B=3, I=5, H=7, L=2, D=2),
+    Case("LSTM", T=4, B=4, I=5, H=20, D=2, lengths=(2, 4, 1, 2), bias=False),
+    Case("LSTM", T=3, B=17, I=3, H=17, hx=False),
+    Case("LSTM", T=3, B=37, I=3, H=9, D=2, lengths=(3,) * 7 + (2,) * 20 + (1,) * 10),
+    Case("RNN_TANH", T=3, B=17, I=3, H=40, D=2, lengths=(3,) * 5 + (2,) * 7 + (1,) * 5),
+    Case("RNN_RELU", T=1, B=9, I=5, H=20, L=2),
+    Case("LSTM", T=2, B=3, I=3, H=100, hx=False),
+    Case("RNN_TANH", T=2, B=3, I=3, H=150),
+)
+PROJECTED = Case("LSTM", T=3, B=4, I=5, H=20, L=2, D=2, proj=3, lengths=(2, 3, 1, 2))
+TF32_EPS = 2.0**-10  # of its 10 bits of mantissa
+
+
+def _run(extension: _Emulated, case: Case, inputs) -> dict:
+    try:
+        got = run_op(case, inputs)
+    except ValueError as refused:  # a forced kernel that has no room for the sizes
+        assert "this kernel cannot take" in str(refused)
+        pytest.skip(str(refused))
+    assert {"forward", "backward"} <= set(extension.used)
+    return got
+
+
+@pytest.mark.parametrize("case", [*SIZES, PROJECTED], ids=lambda case: case.id)
+def test_steps_float64(on_emulated, case: Case) -> None:
+    inputs = make_inputs(case)
+    assert not float64_failures(_run(on_emulated("steps"), case, inputs), run_reference(case, inputs))
+
+
+@pytest.mark.parametrize("case", [SIZES[1], PROJECTED], ids=lambda case: case.id)
+def test_steps_float32(on_emulated, case: Case) -> None:
+    inputs = make_inputs(case, torch.float32)
+    truth = run_reference(case, inputs)
+    got = _run(on_emulated("steps"), case, inputs)
+    assert not float32_failures(got, run_torch(case, inputs), truth, sensitivity(case, inputs, truth))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("number", ["bfloat16", "float16", "tf32"])
+@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.id)
+def test_tensor_cores(on_emulated, case: Case, number: str, kernel: str) -> None:
+    """Every kernel: as far from the truth as the roundings of its numbers, and as each other to the last few bits."""
+    dtype = torch.float32 if number == "tf32" else getattr(torch, number)
+    inputs = make_inputs(case, dtype)
+    truth, got = run_reference(case, inputs), _run(on_emulated(kernel, number == "tf32"), case, inputs)
+    eps = TF32_EPS if number == "tf32" else torch.finfo(dtype).eps
+    assert got.keys() == truth.keys()
+    for name, a in got.items():
+        assert error(a, truth[name]) <= 4 * eps * scale(truth[name]), name
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_does_not_exist_is_not_read(on_emulated, kernel: str) -> None:
+    """One sequence full of NaN and infinity leaves the others what they are."""
+    case = SIZES[2]
+    inputs = make_inputs(case, torch.bfloat16)
+    extension = on_emulated(kernel)
+    clean = _run(extension, case, inputs)
+    inputs.x[:, 3] = float("nan")
+    inputs.x[:, 5] = float("inf")
+    dirty = _run(extension, case, inputs)
+    others = [b for b in range(case.B) if b not in (3, 5)]
+    for name in ("y", "h_n", "c_n", "d_x"):
+        assert (clean[name][:, others] == dirty[name][:, others]).all(), name
+
+
+def test_sweep_back_and_z_cotangents(on_emulated) -> None:
+    """The optional arrays: dL/dc_t out, dL/dz in."""
+    on_emulated("steps")
+    case = SIZES[1]
+    inputs = make_inputs(case)
+    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    cotangents = SomeOutputs(inputs.dy, None, inputs.dc_n)
+    wanted = [t is not None for t in pasts[0].inputs.flat()]
+    dz = torch.randn(case.L, case.D, len(inputs.x), case.G, case.H, dtype=torch.float64)
+    want, got = (
+        [*f.sweep_back(past, cotangents), *f.backward(past, cotangents, wanted, z_cotangent=dz).flat()]
+        for f, past in zip((kernels, cuda), pasts, strict=True)
+    )
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("kernel", ["block", "cluster", "grid"])
+def test_optional_arrays_of_persistent_kernels(on_emulated, kernel: str) -> None:
+    """As `steps`, which the test above checks."""
+    case = SIZES[1]
+    inputs = make_inputs(case, torch.float16)
+    dz = torch.randn(case.L, case.D, len(inputs.x), case.G, case.H).half()
+    results = []
+    for name in ("steps", kernel):
+        on_emulated(name)
+        past = past_by(cuda, case, inputs)
+        cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
+        wanted = [t is not None for t in past.inputs.flat()]
+        back = cuda.backward(past, cotangents, wanted, z_cotangent=dz)
+        results.append([*cuda.sweep_back(past, cotangents), *(g for g in back.flat() if g is not None)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
+
+
+def test_same_bits_again(on_emulated) -> None:
+    case = SIZES[3]
+    inputs = make_inputs(case, torch.bfloat16)
+    extension = on_emulated("cluster")
+    first, second = (_run(extension, case, inputs) for _ in range(2))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+H200 = (90, 132, 227 * 1024)
+LSTM, ELMAN = 2, 0
+BFLOAT16, FLOAT32, FLOAT64, TF32 = 4, 1, 0, 2
+
+
+def _plan(emulated, card=H200, cell=LSTM, number=BFLOAT16, H=512, P=0, B=16, D=1, backward=False, forced=""):
+    return emulated.Plan.on(emulated.Card(*card), cell, number, H, P, B, D, backward, forced)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel"),
+    [
+        ({"H": 64}, "block"),
+        ({"H": 128}, "cluster"),
+        ({"H": 512}, "cluster"),
+        ({"H": 1024}, "grid"),
+        ({"H": 4096}, "steps"),
+        ({"H": 512, "P": 100}, "steps"),
+        ({"number": FLOAT32, "H": 64}, "steps"),
+        ({"number": FLOAT64, "H": 64}, "steps"),
+        ({"number": TF32, "H": 256}, "cluster"),
+        ({"card": (80, 108, 163 * 1024), "H": 256}, "grid"),
+        ({"card": (75, 40, 64 * 1024), "H": 64}, "steps"),
+    ],
+)
+def test_choice_of_kernel(emulated, asked, kernel: str) -> None:
+    assert _plan(emulated, **asked).kernel == kernel
+
+
+def test_geometry_covers_everything_and_fits(emulated) -> None:
+    cards = [H200, (80, 108, 163 * 1024), (120, 170, 99 * 1024), (100, 148, 227 * 1024)]
+    seen = set()
+    for card in cards:
+        for cell in (LSTM, ELMAN):
+            for number in (BFLOAT16, TF32):
+                for H in (1, 8, 9, 63, 64, 65, 100, 128, 200, 256, 300, 512, 700, 1024, 1500, 3000):
+                    for B in (1, 8, 9, 64, 1000):
+                        for backward in (False, True):
+                            plan = _plan(emulated, card, cell, number, H, 0, B, 2, backward)
+                            seen.add(plan.kernel)
+                            if plan.kernel == "steps":
+                                continue
+                            g = plan.geometry
+                            assert g["C"] * g["U"] >= H > (g["C"] - 1) * g["U"]
+                            assert g["slices"] * g["tiles"] * 8 >= B > (g["slices"] - 1) * g["tiles"] * 8
+                            assert g["threads"] <= 256 and g["shared"] <= card[2]
+                            finishers = g["tiles"] * (1 if cell == LSTM and not backward else 2)
+                            assert g["splits"] >= finishers
+                            assert (plan.kernel == "block") == (g["C"] == 1)
+                            assert plan.kernel != "cluster" or g["C"] <= (8 if card[0] == 120 else 16)
+                            assert plan.kernel != "grid" or g["C"] <= card[1]
+                            assert (plan.workspace_bytes > 0) == (plan.kernel == "grid")
+    assert seen == set(KERNELS)
+
+
+def test_forced_kernels(emulated) -> None:
+    for kernel, H in (("steps", 8), ("block", 8), ("cluster", 64), ("grid", 64)):
+        assert _plan(emulated, H=H, forced=kernel).kernel == kernel
+    with pytest.raises(ValueError, match="expected composite, steps, block, cluster or grid, got fast"):
+        _plan(emulated, forced="fast")
+    with pytest.raises(ValueError, match="RNNFAST_CUDA_KERNEL=block: this kernel cannot take H=512 P=0 B=16 D=1"):
+        _plan(emulated, forced="block")
+    with pytest.raises(ValueError, match="float32 without TF32"):
+        _plan(emulated, number=FLOAT32, H=8, forced="cluster")
