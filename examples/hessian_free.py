@@ -43,7 +43,7 @@ class Setting:
 
 SETTINGS = {
     "addition": Setting(curvature=100, cg_steps=60, weight_decay=2e-6),
-    "temporal_order": Setting(),
+    "temporal_order": Setting(curvature=100, cg_steps=60, weight_decay=2e-6),
     "memorisation_5bit": Setting(cg_steps=150),
 }
 

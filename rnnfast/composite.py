@@ -184,9 +184,9 @@ def with_tangents(
     H, R = inputs.weights[0].size(0) // stack.gates, inputs.weights[1].size(1)
     counts = [inputs.x.size(1)] * inputs.x.size(0) if batch_sizes is None else batch_sizes.tolist()
     B, per = counts[0], len(inputs.weights) // (stack.L * stack.D)
-    h_n, c_n, h_n_dot, c_n_dot, z_dot = [], [], [], [], []
+    h_n, c_n, h_n_dot, c_n_dot, z_dot = _lists(5)
     for layer in range(stack.L):
-        ys, y_dots = [], []
+        ys, y_dots = _lists(2)
         for d in range(stack.D):
             k = layer * stack.D + d
             w = inputs.weights[k * per : (k + 1) * per]
@@ -195,9 +195,7 @@ def with_tangents(
             c, c_dot = (_state(t, k, (B, H), x) for t in (inputs.c0, tangents.c0))
             rows = list(zip(accumulate(counts, initial=0), counts, strict=False))
             cell = _DualCell(stack, H, w, w_dot)
-            y: list[Tensor] = []
-            y_dot: list[Tensor] = []
-            zs: list[Tensor] = []
+            y, y_dot, zs = _lists(3)
             for row, n in rows[:: -1 if d else 1]:
                 at = slice(row, row + n)
                 z, one, out = cell.step((x[at], x_dot[at]), (h[:n], h_dot[:n]), (c[:n], c_dot[:n]))
@@ -221,6 +219,10 @@ def with_tangents(
 
     z_all = torch.stack(z_dot).view(stack.L, stack.D, -1, stack.gates, H)
     return outputs(x, h_n, c_n), outputs(x_dot, h_n_dot, c_n_dot), z_all
+
+
+def _lists(count: int) -> list[list[Tensor]]:
+    return [[] for _ in range(count)]
 
 
 def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:

@@ -388,7 +388,9 @@ def second(
         for t, v in zip(at, call.dense_inputs("tangent of ", tangents.flat()), strict=True)
     ]
     with torch.enable_grad():
-        inputs, directions = Inputs(*at[:3], at[3:]), SomeInputs(*along[:3], along[3:])  # type: ignore[arg-type]
+        x, h0, c0, *weights = at
+        inputs = Inputs(x, h0, c0, weights)  # type: ignore[arg-type]  # x and the weights are there
+        directions = SomeInputs(along[0], along[1], along[2], along[3:])
         outputs, outputs_dot, _ = composite.with_tangents(
             past.stack, inputs, directions, past.batch_sizes, past.dropout
         )
@@ -417,8 +419,8 @@ class _Part:
 
     def __init__(self, g: int, groups: int, batch_sizes: Tensor | None, device: torch.device) -> None:
         self.states: Any = slice(g, None, groups)  # of the batch dimension
-        self.batch_sizes = None
-        self.rows = self.states
+        self.batch_sizes: Tensor | None = None
+        self.rows: Any = self.states
         if batch_sizes is not None:
             counts = batch_sizes.tolist()
             firsts = accumulate(counts, initial=0)
@@ -458,7 +460,7 @@ def _second_by_groups(past, tangents, first, plain, wanted_first, wanted_plain, 
         whole = [None if t is None else t.new_empty(shape) for t, shape in zip(some[0], shapes, strict=True)]
         for part, tensors in zip(parts, some, strict=True):
             for k, (t, one) in enumerate(zip(whole, tensors, strict=True)):
-                if t is not None:
+                if t is not None and one is not None:
                     t[part.at(k, packed)] = one
         return whole
 
@@ -615,7 +617,7 @@ class _Gradients:
 
     def some(self) -> SomeInputs:
         x, h0, c0, *_ = self.wanted
-        dh0, dc0 = ([] if layers[0] is None else layers for layers in self.states)
+        dh0, dc0 = ([d for d in layers if d is not None] for layers in self.states)
         return SomeInputs(
             self.x if x else None,
             torch.cat(dh0) if h0 else None,

@@ -28,7 +28,8 @@ struct Planned {
 
 Planned make_plan(const Card& card, int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D,
                   bool backward, const std::string& forced) {
-    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX || P > INT32_MAX || B > INT32_MAX || D < 1 || D > 2)
+    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX || P > INT32_MAX ||
+        B > INT32_MAX || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
     const Sweep sweep{static_cast<Cell>(cell), 0, B, H, P, D, nullptr, nullptr};
     const auto kind = static_cast<Number>(number);
@@ -59,11 +60,16 @@ void forward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
     switch (p.number) {
-        case Number::float64: return run_forward<Number::float64>(p.plan, s, call, on);
-        case Number::float32: return run_forward<Number::float32>(p.plan, s, call, on);
-        case Number::tf32: return run_forward<Number::tf32>(p.plan, s, call, on);
-        case Number::float16: return run_forward<Number::float16>(p.plan, s, call, on);
-        case Number::bfloat16: return run_forward<Number::bfloat16>(p.plan, s, call, on);
+        case Number::float64:
+            return run_forward<Number::float64>(p.plan, s, call, on);
+        case Number::float32:
+            return run_forward<Number::float32>(p.plan, s, call, on);
+        case Number::tf32:
+            return run_forward<Number::tf32>(p.plan, s, call, on);
+        case Number::float16:
+            return run_forward<Number::float16>(p.plan, s, call, on);
+        case Number::bfloat16:
+            return run_forward<Number::bfloat16>(p.plan, s, call, on);
     }
 }
 
@@ -71,18 +77,27 @@ void backward_at(const Planned& p, Address stream, int64_t T, Address batch_size
                  bool add) {
     expect(a, 13);
     const Sweep s = sweep_of(p, true, T, batch_sizes, offsets);
-    const Backward call{at<void>(a[0]), at<void>(a[1]), at<void>(a[2]),  at<void>(a[3]),  at<void>(a[4]),
-                        at<void>(a[5]), at<void>(a[6]), at<void>(a[7]),  at<void>(a[8]),  at<void>(a[9]),
-                        at<void>(a[10]), at<void>(a[11]), at<void>(a[12]), add};
+    const Backward call{at<void>(a[0]),  at<void>(a[1]),
+                        at<void>(a[2]),  at<void>(a[3]),
+                        at<void>(a[4]),  at<void>(a[5]),
+                        at<void>(a[6]),  at<void>(a[7]),
+                        at<void>(a[8]),  at<void>(a[9]),
+                        at<void>(a[10]), at<void>(a[11]),
+                        at<void>(a[12]), add};
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
     switch (p.number) {
-        case Number::float64: return run_backward<Number::float64>(p.plan, s, call, on);
-        case Number::float32: return run_backward<Number::float32>(p.plan, s, call, on);
-        case Number::tf32: return run_backward<Number::tf32>(p.plan, s, call, on);
-        case Number::float16: return run_backward<Number::float16>(p.plan, s, call, on);
-        case Number::bfloat16: return run_backward<Number::bfloat16>(p.plan, s, call, on);
+        case Number::float64:
+            return run_backward<Number::float64>(p.plan, s, call, on);
+        case Number::float32:
+            return run_backward<Number::float32>(p.plan, s, call, on);
+        case Number::tf32:
+            return run_backward<Number::tf32>(p.plan, s, call, on);
+        case Number::float16:
+            return run_backward<Number::float16>(p.plan, s, call, on);
+        case Number::bfloat16:
+            return run_backward<Number::bfloat16>(p.plan, s, call, on);
     }
 }
 
@@ -117,9 +132,7 @@ PYBIND11_MODULE(RNNFAST_CUDA_MODULE, m) {
         .def_static(
             "on",
             [](const Card& card, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
-               const std::string& forced) {
-                return make_plan(card, 0, cell, number, H, P, B, D, backward, forced);
-            },
+               const std::string& forced) { return make_plan(card, 0, cell, number, H, P, B, D, backward, forced); },
             py::arg("card"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"), py::arg("B"), py::arg("D"),
             py::arg("backward"), py::arg("forced"))
         .def_property_readonly("kernel", [](const Planned& p) { return name(p.plan.kernel); })

@@ -1,5 +1,5 @@
-// What a kernel sees of the device: numbers, shared memory, barriers, tensor cores. With a C++ compiler in place of nvcc
-// it is ../tests/emulated_device.h, where each thread of the device is a thread of the CPU.
+// What a kernel sees of the device: numbers, shared memory, barriers, tensor cores. With a C++ compiler in place of
+// nvcc it is ../tests/emulated_device.h, where each thread of the device is a thread of the CPU.
 #pragma once
 
 #include <cstdint>
@@ -69,9 +69,9 @@ __device__ inline void sync_block() { __syncthreads(); }
 // d (16,8) += a (16,K) b (K,8); see layout.h for who holds what.
 template <Number number>
 __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#define RNNFAST_MMA(shape)                                                                                       \
-    asm("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"             \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                         \
+#define RNNFAST_MMA(shape)                                                                           \
+    asm("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
     if constexpr (number == Number::float16)
         RNNFAST_MMA("m16n8k16.row.col.f32.f16.f16.f32");

@@ -2,11 +2,11 @@
 //
 // A group of C blocks has 8 * tiles sequences of a direction; each block U of the units. At each step a warp multiplies
 // its rows of W_hh, the stationary operand A of the tensor cores, with its part of K of h^T (dz^T), the operand B from
-// shared memory. Warps that share rows split K; some of them add the parts up, each its own tile (or half), always in the same order.
-// They end up with all gates of a unit in one lane (layout.h), compute the cell, and put h (dz) into the next operand of
-// its own block; the block passes its columns on to the others of the group, stores what the step leaves behind and loads
-// what the next one needs while the others' columns arrive. There are two operands, read and written in turn, so that one
-// meeting of the group a step is enough.
+// shared memory. Warps that share rows split K; some of them add the parts up, each its own tile (or half), always in
+// the same order. They end up with all gates of a unit in one lane (layout.h), compute the cell, and put h (dz) into
+// the next operand of its own block; the block passes its columns on to the others of the group, stores what the step
+// leaves behind and loads what the next one needs while the others' columns arrive. There are two operands, read and
+// written in turn, so that one meeting of the group a step is enough.
 #pragma once
 
 #include "cells.h"
@@ -59,7 +59,7 @@ struct PersistentArgs {
     Cell cell;
     DeviceSteps steps;
     int B, H, D, first_group;  // as plan.cpp has made sure, small enough; numbers of rows are not
-    unsigned char* exchange;  // g.exchanged bytes for each group, grid only
+    unsigned char* exchange;   // g.exchanged bytes for each group, grid only
     // As in sweep.h
     S* gates;
     const S* w_hh;
@@ -108,8 +108,8 @@ public:
         wait_for_cluster();
     }
 
-    // After the block's own columns are in `operand`, which is number `which` of two. Ends in a state where all threads of
-    // the block have passed a barrier.
+    // After the block's own columns are in `operand`, which is number `which` of two. Ends in a state where all threads
+    // of the block have passed a barrier.
     __device__ void arrive(unsigned char* operand, int which) {
         sync_block();
         const int vectors = vectors_of_block();
@@ -217,8 +217,8 @@ struct Stationary {
     }
 };
 
-// The sums of all warps that share rows: warp `split` < tiles * halves gets its values of tile split / halves. A row tile
-// of 16 units has two halves of 8, so that a lane ends up with one unit of two sequences in any case.
+// The sums of all warps that share rows: warp `split` < tiles * halves gets its values of tile split / halves. A row
+// tile of 16 units has two halves of 8, so that a lane ends up with one unit of two sequences in any case.
 template <int row_tiles, int tiles, int halves>
 __device__ inline void add_splits(float (&total)[row_tiles * 4 / halves], const float (&sum)[row_tiles][tiles][4],
                                   float* parts, const Here& here, const Geometry& g) {
@@ -434,7 +434,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
     DeviceSteps::Rows now = a.steps.at(a.steps.T - 1, d), after = {0, 0};
     load(now, a.steps.at(a.steps.T - 2, d));
     int which = 0;
-    for (int k = a.steps.T - 1; k >= -1; --k) {  // the last one is for dh0 alone
+    for (int k = a.steps.T - 1; k >= -1; --k) {                                    // the last one is for dh0 alone
         const bool follows = after.count > here.b_0, runs = now.count > here.b_0;  // the same for all of the group
         Operand* const next = operands + (which ^ 1) * operand_size;
         float total[4 / halves] = {};

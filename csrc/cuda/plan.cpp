@@ -21,8 +21,8 @@ bool fits(const Card& card, const Sweep& s, Number number, bool backward, int C,
     g.k_steps = ceil_div(int64_t(C) * g.U * (backward ? s.gates() : 1), k_of_step(number));
     g.splits = std::max(tiles * halves_of(lstm, backward), ceil_div(g.k_steps, steps_of_warp(lstm, backward)));
     if (g.threads() > persistent_threads) return false;
-    // 16 bytes more than the numbers take: rows of a multiple of 32 bytes would start in few banks, and the 8 rows that a
-    // warp reads at a time would get in each other's way; now they are 4 banks apart.
+    // 16 bytes more than the numbers take: rows of a multiple of 32 bytes would start in few banks, and the 8 rows that
+    // a warp reads at a time would get in each other's way; now they are 4 banks apart.
     g.stride = g.k_steps * k_of_step(number) + 16 / bytes;
     const int operands = 2 * 8 * tiles * g.stride * bytes;
     const int sums = g.splits == 1 ? 0 : g.rows * tiles * g.splits * row_tiles(lstm, backward) * 4 * 32 * 4;
@@ -70,7 +70,8 @@ Plan choose(const Card& card, const Sweep& s, Number number, bool backward, cons
         return Plan{kernel, g, kernel == Kernel::grid ? groups * g.exchanged : 0, card.multiprocessors, why};
     };
     if (forced != "" && forced != "steps" && forced != "block" && forced != "cluster" && forced != "grid")
-        throw std::invalid_argument("RNNFAST_CUDA_KERNEL: expected composite, steps, block, cluster or grid, got " + forced);
+        throw std::invalid_argument("RNNFAST_CUDA_KERNEL: expected composite, steps, block, cluster or grid, got " +
+                                    forced);
 
     // Tensor cores multiply 16-bit numbers and TF32; a projected h would need a second product and exchange a step.
     const bool tensor_cores = number != Number::float64 && number != Number::float32;

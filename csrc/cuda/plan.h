@@ -10,9 +10,9 @@ namespace rnnfast::cuda {
 
 // What is asked of a graphics card.
 struct Card {
-    int sm;                // 90: compute capability 9.0
-    int multiprocessors;   // each runs one block of the persistent kernels at a time
-    int shared_memory;     // bytes that a block may have
+    int sm;               // 90: compute capability 9.0
+    int multiprocessors;  // each runs one block of the persistent kernels at a time
+    int shared_memory;    // bytes that a block may have
 };
 
 // steps      one launch a step, W_hh from L2: any size, any number, projection
@@ -33,7 +33,8 @@ struct Geometry {
     int k_steps;    // tensor-core steps along all of K, K = C * U forward, C * G * U backward
     int stride;     // of a row of operands in shared memory, in numbers
     int shared;     // bytes of shared memory
-    int exchanged;  // bytes of the global memory that the blocks of a group exchange numbers through: counter, 2 buffers
+    int exchanged;  // bytes of the global memory that the blocks of a group exchange numbers through: counter, 2
+                    // buffers
 
     int threads() const { return 32 * rows * splits; }
 };
@@ -59,7 +60,9 @@ RNNFAST_BOTH constexpr int units_of_warp(bool lstm, bool backward) { return lstm
 // Parts of 8 units that a row tile has.
 RNNFAST_BOTH constexpr int halves_of(bool lstm, bool backward) { return units_of_warp(lstm, backward) / 8; }
 // Steps along K whose weights a warp keeps; each step and row tile takes 4 registers.
-RNNFAST_BOTH constexpr int steps_of_warp(bool lstm, bool backward) { return weight_registers / 4 / row_tiles(lstm, backward); }
+RNNFAST_BOTH constexpr int steps_of_warp(bool lstm, bool backward) {
+    return weight_registers / 4 / row_tiles(lstm, backward);
+}
 RNNFAST_BOTH constexpr int k_of_step(Number number) { return number == Number::tf32 ? 8 : 16; }
 constexpr int max_tiles = 2;
 

@@ -12,8 +12,8 @@ void run_forward(const Plan& plan, const Sweep& sweep, const Forward& call, void
 template <Number number>
 void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream);
 
-// Copies int64 numbers of the host to the device, within launches, so that no pinned memory is needed and the numbers are
-// part of a captured graph.
+// Copies int64 numbers of the host to the device, within launches, so that no pinned memory is needed and the numbers
+// are part of a captured graph.
 void upload(const int64_t* host, int64_t count, int64_t* there, void* stream);
 
 Card card_of(int device);

@@ -35,16 +35,18 @@ void run_backward_of(const Plan& plan, const Sweep& sweep, const Backward& call,
 
 template <Number number>
 void run_forward(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream) {
-    (sweep.cell == Cell::lstm ? run_forward_of<number, true> : run_forward_of<number, false>)(plan, sweep, call, stream);
+    (sweep.cell == Cell::lstm ? run_forward_of<number, true> : run_forward_of<number, false>)(plan, sweep, call,
+                                                                                              stream);
 }
 
 template <Number number>
 void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream) {
-    (sweep.cell == Cell::lstm ? run_backward_of<number, true> : run_backward_of<number, false>)(plan, sweep, call, stream);
+    (sweep.cell == Cell::lstm ? run_backward_of<number, true> : run_backward_of<number, false>)(plan, sweep, call,
+                                                                                                stream);
 }
 
-#define RNNFAST_RUN(number)                                                                         \
-    template void run_forward<Number::number>(const Plan&, const Sweep&, const Forward&, void*);    \
+#define RNNFAST_RUN(number)                                                                      \
+    template void run_forward<Number::number>(const Plan&, const Sweep&, const Forward&, void*); \
     template void run_backward<Number::number>(const Plan&, const Sweep&, const Backward&, void*)
 
 }  // namespace rnnfast::cuda

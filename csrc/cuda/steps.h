@@ -55,8 +55,8 @@ __device__ inline Thread mine() {
 // sum[j] = Σ over k < K of w(j, unit, k) * v(b, k), both 0 outside of their arrays. k_first: is w contiguous in k?
 template <class W, int J, class Weights, class Values>
 __device__ inline void product(W (&sum)[J], int64_t K, bool k_first, const Weights& w, const Values& v) {
-    W* w_tile = reinterpret_cast<W*>(shared_memory());              // [J][step_depth][step_units + 1]
-    W* v_tile = w_tile + J * step_depth * (step_units + 1);         // [step_rows][step_depth + 1]
+    W* w_tile = reinterpret_cast<W*>(shared_memory());       // [J][step_depth][step_units + 1]
+    W* v_tile = w_tile + J * step_depth * (step_units + 1);  // [step_rows][step_depth + 1]
     const int64_t unit_0 = int64_t(blockIdx.x) * step_units, b_0 = int64_t(blockIdx.y) * step_rows;
     const int thread = threadIdx.x, unit = thread % step_units, row = thread / step_units;
     for (int j = 0; j < J; ++j) sum[j] = 0;
@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(step_threads, 1) step_project(const StepArgs<T
     const int64_t d = i.d;
     W h[1];
     product(
-        h, a.H, true,
-        [&](int, int64_t r, int64_t k) { return r < a.R ? wide(a.w_hr[(d * a.R + r) * a.H + k]) : W(0); },
+        h, a.H, true, [&](int, int64_t r, int64_t k) { return r < a.R ? wide(a.w_hr[(d * a.R + r) * a.H + k]) : W(0); },
         [&](int64_t b, int64_t k) {
             return b < a.now[d].count ? wide(a.m[((a.now[d].first + b) * a.D + d) * a.H + k]) : W(0);
         });
@@ -174,8 +173,7 @@ __global__ void __launch_bounds__(step_threads, 1) step_backward(const StepArgs<
     const int64_t d = i.d, R = a.R, GH = a.G * a.H;
     W dh[1];
     product(
-        dh, GH, false,
-        [&](int, int64_t r, int64_t k) { return r < R ? wide(a.w_hh[(d * GH + k) * R + r]) : W(0); },
+        dh, GH, false, [&](int, int64_t r, int64_t k) { return r < R ? wide(a.w_hh[(d * GH + k) * R + r]) : W(0); },
         [&](int64_t b, int64_t k) {
             return b < a.after[d].count ? wide(a.dz[((a.after[d].first + b) * a.D + d) * GH + k]) : W(0);
         });

@@ -1,6 +1,6 @@
-// cuda/device.h for a C++ compiler: threads of the device are threads of the CPU, so that the very source of the kernels
-// runs in tests, under sanitizers too. Slow. The products of tensor cores follow the tables of the PTX ISA, not layout.h,
-// which is what is tested against them.
+// cuda/device.h for a C++ compiler: threads of the device are threads of the CPU, so that the very source of the
+// kernels runs in tests, under sanitizers too. Slow. The products of tensor cores follow the tables of the PTX ISA, not
+// layout.h, which is what is tested against them.
 #pragma once
 
 #include <pthread.h>

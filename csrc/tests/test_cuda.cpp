@@ -1,6 +1,6 @@
-// The CUDA kernels on the emulated device, without Python, for the sanitizers: with -DRNNFAST_SANITIZE=address,undefined
-// arrays of exactly the right size, with =thread the barriers and the exchange between blocks. All kernels against the
-// plain one in float64; and the layouts on their own.
+// The CUDA kernels on the emulated device, without Python, for the sanitizers: with
+// -DRNNFAST_SANITIZE=address,undefined arrays of exactly the right size, with =thread the barriers and the exchange
+// between blocks. All kernels against the plain one in float64; and the layouts on their own.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -82,11 +82,11 @@ std::vector<double> run(const Case& c, const std::string& kernel) {
     const Plan backward = choose(card, s, number, true, kernel);
     workspace.assign(backward.workspace / 16 + 1, Vector{});
     auto dz = z, dh = none(c.P ? N * c.D * c.P : 0), dh0 = none(h0.size()), d_cells = none(cells.size());
-    run_backward<number>(backward, s,
-                         {gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(), dh_n.data(),
-                          d_state.data(), dz.data(), dh.data(), dh0.data(), lstm ? d_cells.data() : nullptr,
-                          workspace.data(), true},
-                         nullptr);
+    run_backward<number>(
+        backward, s,
+        {gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(), dh_n.data(), d_state.data(),
+         dz.data(), dh.data(), dh0.data(), lstm ? d_cells.data() : nullptr, workspace.data(), true},
+        nullptr);
 
     std::vector<double> results;
     const auto keep = [&](const auto& numbers) {
