@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, _unwrap_for_grad, peek_interpreter_stack
+from torch._functorch.pyfunctorch import JvpInterpreter
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
@@ -167,14 +169,60 @@ def _save_all(ctx, inputs: tuple) -> None:
 
 
 class _Node(torch.autograd.Function):
-    """A Function whose `apply` does in eager mode what torch.autograd.Function's does, without its search for default
-    arguments: that reads the signature of `forward` again at every call, for 25 µs, as much as a short call takes."""
+    """A Function whose `apply` does what torch.autograd.Function's does, without two detours of its own: in eager mode
+    without a search for default arguments, which reads the signature of `forward` again at every call, for 25 µs, as
+    much as a short call takes; in torch.func's forward mode without a new class for each call, for 450 µs."""
 
     @classmethod
     def apply(cls, *args):
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+        args = unwrap_dead_wrappers(args)
+        interpreter = peek_interpreter_stack()
+        if interpreter is None:
+            return super(torch.autograd.Function, cls).apply(*args)
+        if interpreter.key() == TransformType.Jvp:
+            return _apply_forward_mode(cls, JvpInterpreter(interpreter), args)
+        return super().apply(*args)
+
+
+_DUAL = 0  # the level of dual numbers, torch's only one, which Dynamo's graphs enter without forward_ad's knowledge
+
+
+class _Context:
+    """Of a call in torch.func's forward mode: what `setup_context` leaves for `jvp`."""
+
+    saved_tensors: tuple[Tensor | None, ...] = ()
+
+    def save_for_forward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Reverse mode makes contexts of its own, on the levels below."""
+
+    mark_non_differentiable = set_materialize_grads = save_for_backward
+
+
+def _apply_forward_mode(node: type[_Node], interpreter: JvpInterpreter, args: tuple) -> tuple[Tensor, ...]:
+    """The node and its tangent node, on the level below that of the transform; what has a tangent is a dual again."""
+    level = interpreter.level()
+    pairs = [_primal_and_tangent(arg, level) for arg in args]
+    primals, tangents = [primal for primal, _ in pairs], [tangent for _, tangent in pairs]
+    with interpreter.lower():
+        outputs = node.apply(*primals)
+        if _all_none(tangents):
+            return outputs
+        context = _Context()
+        node.setup_context(context, tuple(primals), outputs)
+        outputs_dot = node.jvp(context, *tangents)
+    both = zip(outputs, outputs_dot, strict=True)
+    return tuple(a if a_dot is None else forward_ad.make_dual(a, a_dot, level=_DUAL) for a, a_dot in both)
+
+
+def _primal_and_tangent(arg: Any, level: int) -> tuple[Any, Tensor | None]:
+    """On the level below; arguments that are no tensors are their own primals."""
+    if not isinstance(arg, Tensor):
+        return arg, None
+    primal, tangent = forward_ad.unpack_dual(arg, level=_DUAL)
+    return _unwrap_for_grad(primal, level), None if tangent is None else _unwrap_for_grad(tangent, level)
 
 
 class _Forward(_Node):

@@ -88,6 +88,22 @@ def test_directional_derivatives(case: Case) -> None:
 
 
 @every_example
+def test_backward_through_forward_mode(case: Case) -> None:
+    """torch.func's forward mode in x, and plain autograd in everything else through its tangent."""
+    values, loss, _ = leaves_of(case)
+    x, *rest = [value.clone().requires_grad_() for value in values]
+    direction = torch.randn_like(x)
+
+    def slope(*at: torch.Tensor) -> torch.Tensor:
+        return jvp(lambda x: loss(x, *at[1:]), (at[0],), (direction,))[1]
+
+    want = grad(slope, tuple(range(len(values))))(*values)
+    assert_equal(torch.autograd.grad(slope(x, *rest), (x, *rest)), want)
+    with torch.no_grad():
+        assert not slope(x, *rest).requires_grad
+
+
+@every_example
 def test_double_backward_with_create_graph(case: Case) -> None:
     values, loss, truth = leaves_of(case)
     penalties = []
