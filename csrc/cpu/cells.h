@@ -1,25 +1,29 @@
 // The cells: what happens to a finished piece of a step's product, forward and backward.
 #pragma once
 
+#include <type_traits>
+
 #include "activations.h"
 #include "tile.h"
 
 namespace rnnfast {
 namespace {
 
-// Calls body(column, lanes) for each vector of a panel's units.
+// Calls body(column, lanes) for each vector of a panel's units; the compiler knows how many lanes a whole one has.
 template <class T, class Body>
 inline void for_units(const Product<T>& p, const Panel& panel, Body body) {
+    constexpr int V = lanes_of<T>;
     const int vectors = p.columns.gates == 4 ? 1 : panel.vectors;
-    for (int v = 0; v < vectors; ++v)
-        body(panel.column + v * int64_t(lanes_of<T>), v == vectors - 1 ? panel.last_lanes : lanes_of<T>);
+    const int whole = panel.last_lanes == V ? vectors : vectors - 1;
+    for (int v = 0; v < whole; ++v) body(panel.column + v * int64_t(V), std::integral_constant<int, V>());
+    if (whole < vectors) body(panel.column + whole * int64_t(V), panel.last_lanes);
 }
 
 template <class T>
 void lstm_step(const LstmStep<T>& s) {
     const int64_t H = s.product.columns.size;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             // In two loops: the gates do not wait for each other, tanh(c) waits for them.
             for (int64_t r = row0; r < row1; ++r) {
                 T* z = s.product.c[r] + j;  // (G,H)
@@ -43,7 +47,7 @@ void lstm_step(const LstmStep<T>& s) {
 template <class T>
 void elman_step(const ElmanStep<T>& s) {
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
                 T* h = s.product.c[r] + j;
                 const Vec<T> z = load(h, n);
@@ -57,7 +61,7 @@ template <class T>
 void lstm_step_backward(const LstmStepBackward<T>& s) {
     const int64_t H = s.product.columns.size;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
                 const T* gates = s.gates[r] + j;  // (G,H)
                 const Vec<T> i = load(gates, n), f = load(gates + H, n);
@@ -86,7 +90,7 @@ inline Vec<T> times_slope(Vec<T> v, Vec<T> h, bool is_relu) {
 template <class T>
 void elman_step_backward(const ElmanStepBackward<T>& s) {
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
                 T* dz = s.product.c[r] + j;
                 const Vec<T> dh = load(dz, n), h = load(s.h[r] + j, n);
@@ -100,7 +104,7 @@ template <class T>
 void lstm_step_tangent(const LstmStepTangent<T>& s) {
     const int64_t H = s.product.columns.size;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
                 const T *gates = s.gates[r] + j, *z_dot = s.product.c[r] + j;  // (G,H)
                 const Vec<T> i = load(gates, n), f = load(gates + H, n);
@@ -122,7 +126,7 @@ void lstm_step_tangent(const LstmStepTangent<T>& s) {
 template <class T>
 void elman_step_tangent(const ElmanStepTangent<T>& s) {
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r)
                 store(s.h_dot[r] + j, times_slope<T>(load(s.product.c[r] + j, n), load(s.h[r] + j, n), s.relu), n);
         });
@@ -134,7 +138,7 @@ void lstm_step_second(const LstmStepSecond<T>& second) {
     const LstmStepBackward<T>& s = second.step;
     const int64_t H = s.product.columns.size;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
                 const T *gates = s.gates[r] + j, *z_dot = second.z_dot[r] + j;  // (G,H)
                 const T* dz_first = second.dz_first[r] + j;                     // (G,H)
@@ -170,7 +174,7 @@ template <class T>
 void elman_step_second(const ElmanStepSecond<T>& second) {
     const ElmanStepBackward<T>& s = second.step;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, int n) {
+        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
                 T* dz = s.product.c[r] + j;
                 const Vec<T> dh = load(dz, n), h = load(s.h[r] + j, n);
