@@ -88,19 +88,22 @@ def test_directional_derivatives(case: Case) -> None:
 
 
 @every_example
-def test_backward_through_forward_mode(case: Case) -> None:
-    """torch.func's forward mode in x, and plain autograd in everything else through its tangent."""
+@pytest.mark.parametrize("inner", ["forward", "reverse"])
+def test_backward_through_a_transform(case: Case, inner: str) -> None:
+    """torch.func's derivative in x, and plain autograd in everything through that."""
     values, loss, _ = leaves_of(case)
-    x, *rest = [value.clone().requires_grad_() for value in values]
-    direction = torch.randn_like(x)
+    direction = torch.randn_like(values[0])
 
-    def slope(*at: torch.Tensor) -> torch.Tensor:
-        return jvp(lambda x: loss(x, *at[1:]), (at[0],), (direction,))[1]
+    def slope(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if inner == "forward":
+            return jvp(lambda x: loss(x, *rest), (x,), (direction,))[1]
+        return (grad(lambda x: loss(x, *rest))(x) * direction).sum()
 
     want = grad(slope, tuple(range(len(values))))(*values)
-    assert_equal(torch.autograd.grad(slope(x, *rest), (x, *rest)), want)
+    at = [value.clone().requires_grad_() for value in values]
+    assert_equal(torch.autograd.grad(slope(*at), at), want)
     with torch.no_grad():
-        assert not slope(x, *rest).requires_grad
+        assert not slope(*at).requires_grad
 
 
 @every_example
