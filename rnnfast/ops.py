@@ -20,9 +20,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, _unwrap_for_grad, _wrap_for_grad, peek_interpreter_stack
-from torch._functorch.autograd_function import enable_single_level_autograd_function
-from torch._functorch.pyfunctorch import GradInterpreter, JvpInterpreter, retrieve_current_functorch_interpreter
+from torch._C._functorch import (
+    TransformType,
+    _add_batch_dim,
+    _unwrap_batched,
+    _unwrap_for_grad,
+    _wrap_for_grad,
+    peek_interpreter_stack,
+)
+from torch._functorch.autograd_function import VmapInfo, enable_single_level_autograd_function
+from torch._functorch.pyfunctorch import (
+    GradInterpreter,
+    JvpInterpreter,
+    VmapInterpreter,
+    retrieve_current_functorch_interpreter,
+)
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -187,6 +199,8 @@ class _Node(torch.autograd.Function):
             return _apply_forward_mode(cls, JvpInterpreter(interpreter), args)
         if interpreter.key() == TransformType.Grad:
             return _apply_reverse_mode(cls, GradInterpreter(interpreter), args)
+        if interpreter.key() == TransformType.Vmap:
+            return _apply_vmap(cls, VmapInterpreter(interpreter), args)
         return super().apply(*args)
 
 
@@ -214,6 +228,20 @@ def _on_level(node: type[_Node]) -> type[_SingleLevelFunction]:
     functions = {"forward": forward, "setup_context": node.setup_context, "backward": node.backward}
     members = {name: staticmethod(function) for name, function in functions.items()}
     return type(node.__name__, (_SingleLevelFunction,), members)
+
+
+def _apply_vmap(node: type[_Node], interpreter: VmapInterpreter, args: tuple) -> tuple[Tensor, ...]:
+    """The node's own rule, on the level below; what it says is mapped has a hidden dimension again."""
+    level = interpreter.level()
+    pairs = [_unwrap_batched(arg, level) if isinstance(arg, Tensor) else (arg, None) for arg in args]
+    values, dims = tuple(value for value, _ in pairs), tuple(dim for _, dim in pairs)
+    with interpreter.lower():
+        if _all_none(dims):
+            return node.apply(*values)
+        info = VmapInfo(interpreter.batch_size(), interpreter.randomness())
+        outputs, out_dims = node.vmap(info, dims, *values)
+    both = zip(outputs, out_dims, strict=True)
+    return tuple(output if dim is None else _add_batch_dim(output, dim, level) for output, dim in both)
 
 
 _DUAL = 0  # the level of dual numbers, torch's only one, which Dynamo's graphs enter without forward_ad's knowledge
