@@ -272,14 +272,18 @@ class _Sweep:
         i = (layer * self.stack.D + d) * self.each
         return self.past.inputs.weights[i : i + self.each]
 
-    def from_next(self, x: Tensor, d: int) -> Tensor:
-        """x (T,B,...) of the step that direction d runs after t, at t; zeros after a sequence's last."""
-        moved = torch.zeros_like(x)
-        if d == 0:
-            moved[:-1] = x[1:]
-        else:
-            moved[1:] = x[:-1]
-        return moved * self.mask.view(self.T, self.B, *[1] * (x.dim() - 2))
+    def from_next(self, d: int, like: Tensor, write: Callable[[slice, Tensor], object]) -> Tensor:
+        """What belongs to the step that direction d runs after t, at t, as large as `like` (T,B,...); zeros after a
+        sequence's last. write(steps, out) fills `out` with what belongs to these steps."""
+        to, of, last = (slice(-1), slice(1, None), -1) if d == 0 else (slice(1, None), slice(-1), 0)
+        moved = torch.empty_like(like, memory_format=torch.contiguous_format)
+        write(of, moved[to])
+        moved[last] = 0
+        return moved.mul_(self.mask.view(self.T, self.B, *[1] * (moved.dim() - 2))) if self.packed else moved
+
+    def rows(self, x: Tensor) -> Tensor:
+        """(T,B,...) -> (N,...)"""
+        return x[self.mask] if self.packed else x.flatten(0, 1)
 
     def flow(self) -> GradientFlow:
         parts = [[self.one(layer, d) for d in range(self.stack.D)] for layer in range(self.stack.L)]
@@ -289,32 +293,32 @@ class _Sweep:
 
     def one(self, layer: int, d: int) -> dict[str, Tensor]:
         """All attributes of GradientFlow for one layer and direction."""
-        dz = self.dz[layer, d]  # (T,B,G*H)
-        carried = self.from_next(dz @ self.weights(layer, d)[1], d)  # (T,B,R)
+        dz, w_hh = self.dz[layer, d], self.weights(layer, d)[1]  # (T,B,G*H), (G*H,R)
         injected = self.injected(layer, d)  # (T,B,R)
+        carried = self.from_next(d, injected, lambda t, out: torch.matmul(dz[t], w_hh, out=out))  # (T,B,R)
         total = carried + injected
         h = self.outputs[layer][..., d * self.R : (d + 1) * self.R]  # (T,B,R)
         result = {"injected_h": self.norms(injected), "carried_h": self.norms(carried), "total_h": self.norms(total)}
-        result["gain"] = self.gain(carried, total, d)
+        result["gain"] = self.gain(result["carried_h"], result["total_h"], d)
         result["log_slope"] = _log_slope(result["gain"], d)
         result["lag_share"] = self.lag_share(dz, h, layer, d)
-        result["saturated"] = (h[self.mask].abs() > SATURATED).double().mean()
-        result["nonfinite_h"] = _first(~h.isfinite().all(-1).all(-1), d)
-        result["nonfinite_gradient"] = _first(~total.isfinite().all(-1).all(-1), 1 - d)
+        result["saturated"] = _share(self.rows(h).abs() > SATURATED)
+        result["nonfinite_h"] = _first_nonfinite(h, d)
+        result["nonfinite_gradient"] = _first_nonfinite(total, 1 - d)
         return result | (self.one_of_cells(layer, d) if self.dc is not None else {})
 
     def one_of_cells(self, layer: int, d: int) -> dict[str, Tensor]:
         assert self.dc is not None and self.gates is not None
         dc, gates = self.dc[layer, d], self.gates[layer, d]  # (T,B,H), (T,B,G,H)
-        carried = self.from_next(gates[:, :, 1] * dc, d)
-        i_f_o = gates[self.mask][:, (0, 1, 3)]  # (N,3,H)
+        carried = self.from_next(d, dc, lambda t, out: torch.mul(gates[t, :, 1], dc[t], out=out))
+        gates = self.rows(gates)  # (N,G,H)
         return {
             "injected_c": self.norms(dc - carried),
             "carried_c": self.norms(carried),
             "total_c": self.norms(dc),
-            "gates_closed": (i_f_o < 1 - SATURATED).double().mean((0, 2)),
-            "gates_open": (i_f_o > SATURATED).double().mean((0, 2)),
-            "memory": -1 / i_f_o[:, 1].double().mean().log(),
+            "gates_closed": _shares(gates < 1 - SATURATED),
+            "gates_open": _shares(gates > SATURATED),
+            "memory": -1 / gates[:, 1].mean().double().log(),
         }
 
     def injected(self, layer: int, d: int) -> Tensor:
@@ -342,13 +346,14 @@ class _Sweep:
         return torch.where(self.mask, torch.linalg.vector_norm(x, dim=-1), math.nan)
 
     def gain(self, carried: Tensor, total: Tensor, d: int) -> Tensor:
-        arrived = self.from_next(torch.linalg.vector_norm(total, dim=-1), d)  # (T,B)
-        return torch.where(arrived > 0, torch.linalg.vector_norm(carried, dim=-1) / arrived, math.nan)
+        """Of norms (T,B)"""
+        arrived = self.from_next(d, total, lambda t, out: out.copy_(total[t]))  # (T,B)
+        return torch.where(arrived > 0, carried / arrived, math.nan)
 
     def lag_share(self, dz: Tensor, h: Tensor, layer: int, d: int) -> Tensor:
         """Of dW_hh = sum over t of sum over b of dz_t h_{t-1}^T -> (T) by lag. The norm of step t's part is the root of
         sum over b,b' of (dz_tb . dz_tb') (h_tb . h_tb')."""
-        before = self.from_next(h, 1 - d)  # (T,B,R)
+        before = self.from_next(1 - d, h, lambda t, out: out.copy_(h[t]))  # (T,B,R)
         if self.past.inputs.h0 is not None:
             first = torch.zeros(self.B, dtype=torch.int64) if d == 0 else self.mask.sum(0) - 1  # (B)
             before[first, torch.arange(self.B)] = self.past.inputs.h0[layer * self.stack.D + d]
@@ -371,9 +376,21 @@ def _log_slope(gain: Tensor, d: int) -> Tensor:
     return (k * fallen).sum() / k.square().sum()
 
 
-def _first(bad: Tensor, d: int) -> Tensor:
-    """(T) bool -> the first step in the order of direction d, -1: none."""
-    where = bad.nonzero().flatten()
+def _share(which: Tensor) -> Tensor:
+    """Of a mask, float64"""
+    return torch.count_nonzero(which).double() / which.numel()
+
+
+def _shares(which: Tensor) -> Tensor:
+    """(N,G,H) mask of an LSTM's gates -> (3) share of the units of i, f and o"""
+    return torch.stack([_share(which[:, k]) for k in (0, 1, 3)])
+
+
+def _first_nonfinite(x: Tensor, d: int) -> Tensor:
+    """(T,B,K) -> the first step in the order of direction d that holds inf or NaN, -1: none."""
+    if x.sum().isfinite():  # inf and NaN do not go away in a sum
+        return torch.tensor(-1)
+    where = (~x.isfinite()).flatten(1).any(-1).nonzero().flatten()
     return torch.tensor(-1) if where.numel() == 0 else where[0 if d == 0 else -1]
 
 

@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#if RNNFAST_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
 
 namespace rnnfast {
 namespace {  // each instruction set keeps its own copy of everything below
@@ -44,19 +47,44 @@ inline void store(T* p, Vec<T> v) {
     *reinterpret_cast<typename VectorTypes<T>::anywhere*>(p) = v;
 }
 
-// The first n lanes; the rest reads as zero and is not written.
+#if RNNFAST_VECTOR_BYTES == 64
+inline Vec<float> load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1 << n) - 1), p); }
+inline Vec<double> load_first(const double* p, int n) { return _mm512_maskz_loadu_pd(__mmask8((1 << n) - 1), p); }
+inline void store_first(float* p, Vec<float> v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), v); }
+inline void store_first(double* p, Vec<double> v, int n) { _mm512_mask_storeu_pd(p, __mmask8((1 << n) - 1), v); }
+#elif RNNFAST_VECTOR_BYTES == 32
+inline __m256i first_floats(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_doubles(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+inline Vec<float> load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_floats(n)); }
+inline Vec<double> load_first(const double* p, int n) { return _mm256_maskload_pd(p, first_doubles(n)); }
+inline void store_first(float* p, Vec<float> v, int n) { _mm256_maskstore_ps(p, first_floats(n), v); }
+inline void store_first(double* p, Vec<double> v, int n) { _mm256_maskstore_pd(p, first_doubles(n), v); }
+#else
 template <class T>
-inline Vec<T> load(const T* p, int n) {
-    if (n == lanes_of<T>) return load(p);
+inline Vec<T> load_first(const T* p, int n) {
     Vec<T> v = {};
     std::memcpy(&v, p, n * sizeof(T));
     return v;
 }
+template <class T>
+inline void store_first(T* p, Vec<T> v, int n) {
+    std::memcpy(p, &v, n * sizeof(T));
+}
+#endif
+
+// The first n lanes; the rest reads as zero and is not written.
+template <class T>
+inline Vec<T> load(const T* p, int n) {
+    return n == lanes_of<T> ? load(p) : load_first(p, n);
+}
 
 template <class T>
 inline void store(T* p, Vec<T> v, int n) {
-    if (n == lanes_of<T>) return store(p, v);
-    std::memcpy(p, &v, n * sizeof(T));
+    n == lanes_of<T> ? store(p, v) : store_first(p, v, n);
 }
 
 template <class T>
