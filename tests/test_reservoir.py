@@ -54,8 +54,11 @@ NETWORKS = [
     {"reservoir_size": 64, "density": 0.9, "unit": "relu", "spectral_radius": 0.5},
     {"reservoir_size": 130, "density": 0.05, "leak": 0.2, "unit": "identity", "input_scale": [0.1, 2.0]},
     {"reservoir_size": 250, "density": 0.1, "leak": 0.7, "feedback": 1.0, "bias_scale": 1.0},
+    {"reservoir_size": 45, "topology": "cycle", "leak": 0.6, "feedback": 0.3},
 ]
-every_network = pytest.mark.parametrize("options", NETWORKS, ids=lambda o: f"{o['reservoir_size']}-{o['density']}")
+every_network = pytest.mark.parametrize(
+    "options", NETWORKS, ids=lambda o: f"{o['reservoir_size']}-{o.get('topology', o.get('density'))}"
+)
 
 
 def make(options: dict, **more) -> EchoState:
@@ -170,6 +173,16 @@ def test_spectral_radius(H: int, density: float) -> None:
     assert np.abs(np.linalg.eigvals(W)).max() == pytest.approx(0.7, rel=1e-9)
     leaky = np.abs(np.linalg.eigvals(0.7 * np.eye(H) + 0.3 * W)).max()
     assert esn.effective_spectral_radius() == pytest.approx(leaky, rel=1e-9)
+
+
+@pytest.mark.parametrize("H", [1, 2, 37, 100])
+def test_cycle(H: int) -> None:
+    """Each unit hears the one before, by weights of one modulus; every eigenvalue has that modulus."""
+    W = make({"reservoir_size": H, "topology": "cycle", "spectral_radius": 0.7}).W_.toarray()
+    unit, source = W.nonzero()
+    assert np.array_equal(source, (unit - 1) % H) and len(unit) == H
+    np.testing.assert_allclose(abs(W[unit, source]), 0.7, rtol=1e-15)
+    np.testing.assert_allclose(abs(np.linalg.eigvals(W)), 0.7, rtol=1e-12)
 
 
 @pytest.mark.parametrize("H, fan_in", [(5, 3), (16, 2), (40, 8), (333, 20)])
