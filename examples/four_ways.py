@@ -104,7 +104,7 @@ class LongShortTermMemory(Gradients):
     title = "LSTM, Adam"
 
     def make_rnn(self):
-        return init.forget_bias_(rnnfast.LSTM(self.task.input_size, H), 1.0)
+        return init.chrono_(rnnfast.LSTM(self.task.input_size, H), self.task.T, self.generator)
 
     def make_optimizer(self):
         return torch.optim.Adam(self.network.parameters(), lr=3e-3)
