@@ -175,7 +175,7 @@ def process(rank: int, run: Callable[[int], None], store: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=300)
     )
     run(rank)
     dist.destroy_process_group()

@@ -272,7 +272,7 @@ def test_fork(run_python) -> None:
         assert step() == expected
         print("done")
     """
-    result = run_python("-c", script(code), timeout=60)
+    result = run_python("-c", script(code))
     assert (result.stdout, result.returncode) == ("done\n", 0), result.stderr
 
 
@@ -295,7 +295,7 @@ def test_dataloader_workers() -> None:
     data = Encoded()
     torch.set_num_threads(2)
     expected = [data[k] for k in range(len(data))]
-    got = list(DataLoader(data, batch_size=None, num_workers=2, timeout=60))
+    got = list(DataLoader(data, batch_size=None, num_workers=2, timeout=300))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -313,7 +313,7 @@ def test_interrupt_leaves_the_process_usable(run_python) -> None:
         assert step() == expected
         print("done")
     """
-    result = run_python("-c", script(code), timeout=60)
+    result = run_python("-c", script(code))
     assert (result.stdout, result.returncode) == ("interrupted\ndone\n", 0), result.stderr
 
 
