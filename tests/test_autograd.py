@@ -244,6 +244,14 @@ def test_frozen_layers_cost_nothing(wanted: Wanted) -> None:
     assert wanted == [[3, 4, 5, 6]]  # not x
 
 
+def test_a_transform_asks_for_its_own_alone(wanted: Wanted) -> None:
+    """Parameters that require a gradient belong to the graph outside, not to torch.func's."""
+    layer, x = rnnfast.RNN(3, 4), torch.randn(6, 2, 3)
+    with torch.no_grad():
+        grad(lambda x: layer(x)[0].square().sum())(x)
+    assert wanted == [[0]]
+
+
 def test_unused(wanted: Wanted) -> None:
     layer = rnnfast.LSTM(3, 4, dtype=torch.float64)
     x, elsewhere = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True), torch.randn(1, requires_grad=True)
