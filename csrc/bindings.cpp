@@ -68,22 +68,23 @@ Past<T> past_at(const Shape& s, const Addresses& a, const Addresses& parameters)
             at<const T>(a[3]), at<const T>(a[4]), at<const T>(a[5])};
 }
 
-// Gradients: of y, h_n, c_n in, of x, h0, c0, z_all, cells_all out; of the parameters out.
+// Gradients: of y, h_n, c_n, pre-activations, what was kept in, of x, h0, c0, what is swept out; of the parameters out.
 template <class T>
 Adjoint<T> adjoint_at(const Shape& s, const Addresses& a, const Addresses& parameters, int64_t groups) {
-    expect(a, 8);
+    expect(a, 9);
     if (groups < 1 || (s.B && s.B % groups)) throw std::invalid_argument("groups must divide the batch");
+    if (a[3] && a[4]) throw std::invalid_argument("gradients of pre-activations: expected once");
     return {at<const T>(a[0]),
             at<const T>(a[1]),
             at<const T>(a[2]),
-            at<T>(a[3]),
-            at<T>(a[4]),
             at<T>(a[5]),
+            at<T>(a[6]),
+            at<T>(a[7]),
             unflatten<T*>(s, parameters),
             groups,
-            nullptr,
-            at<T>(a[6]),
-            at<T>(a[7])};
+            at<const T>(a[3]),
+            at<const T>(a[4]),
+            at<T>(a[8])};
 }
 
 // Tangents: of x, h0, c0 in, of y, h_n, c_n out; of the parameters in.
@@ -107,10 +108,9 @@ void forward_at(const Shape& s, int threads, const Addresses& parameters, const 
 
 template <class T>
 void backward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past,
-                 const Addresses& adjoint, const Addresses& gradients, int64_t groups, Address z) {
+                 const Addresses& adjoint, const Addresses& gradients, int64_t groups) {
     const Past<T> p = past_at<T>(s, past, parameters);
-    Adjoint<T> a = adjoint_at<T>(s, adjoint, gradients, groups);
-    a.z = at<const T>(z);
+    const Adjoint<T> a = adjoint_at<T>(s, adjoint, gradients, groups);
     const py::gil_scoped_release release;
     backward(s, p, a, threads);
 }
@@ -125,16 +125,20 @@ void tangent_at(const Shape& s, int threads, const Addresses& parameters, const 
     tangent(s, p, t, threads);
 }
 
+// Gradients of x, h0, c0 out, and of the parameters; of y and of what was kept, out.
 template <class T>
-void second_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, const Addresses& dot,
-               const Addresses& parameters_dot, const Addresses& first, const Addresses& first_gradients,
-               const Addresses& plain, const Addresses& plain_gradients, int64_t groups) {
+void second_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, Address swept,
+               const Addresses& dot, const Addresses& parameters_dot, const Addresses& direct,
+               const Addresses& direct_gradients, int64_t groups, const Addresses& bend) {
+    expect(direct, 3);
+    expect(bend, 2);
     const Past<T> p = past_at<T>(s, past, parameters);
     const Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
-    const Adjoint<T> f = adjoint_at<T>(s, first, first_gradients, groups);
-    const Adjoint<T> g = adjoint_at<T>(s, plain, plain_gradients, groups);
+    const Adjoint<T> a =
+        adjoint_at<T>(s, {0, 0, 0, 0, 0, direct[0], direct[1], direct[2], 0}, direct_gradients, groups);
+    const Bend<T> to{at<T>(bend[0]), at<T>(bend[1])};
     const py::gil_scoped_release release;
-    second(s, p, t, f, g, threads);
+    second(s, p, at<const T>(swept), t, a, to, threads);
 }
 
 // Weights: w, starts, w_in, bias, leak, scale.
@@ -193,7 +197,13 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init(&make_shape), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
              py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"))
         .def_property_readonly("rows", &Shape::rows)
-        .def_property_readonly("reserve_per_row", &reserve_per_row);
+        .def_property_readonly("reserve_per_row", &reserve_per_row)
+        .def_property_readonly("swept", [](const Shape& s) { return Swept(s); });
+    py::class_<Swept>(m, "Swept")
+        .def_readonly("dz_stride", &Swept::dz_stride)
+        .def_readonly("dz", &Swept::dz)
+        .def_readonly("dc", &Swept::dc)
+        .def_readonly("size", &Swept::size);
     py::class_<SharedMemory>(m, "Memory", py::buffer_protocol())
         .def(py::init<size_t>(), py::arg("bytes"))
         .def_buffer(

@@ -85,10 +85,23 @@ struct Adjoint {
     // Gradients of the parameters are summed up over each group of sequences on its own: sequence b is of group
     // b % groups. 1: over the whole batch.
     int64_t groups;
-    const T* z = nullptr;  // (L,D,N,G,H) dL/d pre-activations, in, on top of what the outputs bring; nullptr: zeros
-    // What the sweep carries through time, out; nullptr: not wanted. Of first-order passes only.
-    T* z_all = nullptr;      // (L,D,N,G,H), dL/d pre-activations
-    T* cells_all = nullptr;  // (L,D,N,H), dL/dc_t, LSTM only
+    // On top of what the outputs bring; nullptr: zeros. An LSTM's pass takes one of the two at most.
+    const T* z = nullptr;     // (L,D,N,G,H) dL/d pre-activations, in
+    const T* kept = nullptr;  // (as the reserve) dL/d what was kept, in; in place of the gates their pre-activations
+    T* swept = nullptr;       // what the sweep carries through time, as Swept, out; nullptr: not wanted
+};
+
+// Where a backward pass leaves what it carries through time: all of dL/dz_t, of dL/d(what the cell gives), of dL/dc_t
+// and, projected, of dL/dh_t. An array starts at its offset.
+struct Swept {
+    int64_t dz_stride;  // numbers from row to row of dz
+    int64_t dz;         // (L,D,N,G*H)
+    int64_t dm;         // (L,D,N,H)
+    int64_t dc;         // (L,D,N,H), LSTM only
+    int64_t dh;         // (L,D,N,P), projected only
+    int64_t size;
+
+    explicit Swept(const Shape& shape);
 };
 
 // A direction in the space of inputs and parameters (nullptr: zeros), and the derivative of the outputs along it.
@@ -111,12 +124,23 @@ template <class T>
 void backward(const Shape& shape, const Past<T>& past, const Adjoint<T>& adjoint, int threads);
 template <class T>
 void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int threads);
-// The second derivative, of S = <first outputs, tangent outputs> + <plain outputs, outputs>: `plain` gets dS/d inputs,
-// `first` gets dS/d tangents (which is the first-order backward pass of `first`), `dot` the tangent outputs.
-// This is double backward, forward over reverse and reverse over forward in one. dot.z is nullptr.
+
+// Gradients with respect to what the forward pass gave and kept, out.
 template <class T>
-void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, const Adjoint<T>& first,
-            const Adjoint<T>& plain, int threads);
+struct Bend {
+    T* y;     // (N,D*R)
+    T* kept;  // as Adjoint::kept
+};
+
+// Back-propagation through a backward pass and so the second derivative, of S = <a backward pass' cotangents, tangent
+// outputs> = <its gradients, tangents>, S being a function of the inputs and parameters in two ways: `direct` gets the
+// gradients of those that enter a tangent themselves (of its own cotangents nothing is read), `bend` those of what the
+// forward pass made of them, which backward() carries on to the inputs. `dot` gets the tangent outputs, the gradients
+// of the cotangents. `swept` is what the backward pass has left. This is double backward, forward over reverse and
+// reverse over forward in one. dot.z is nullptr.
+template <class T>
+void second(const Shape& shape, const Past<T>& past, const T* swept, const Tangent<T>& dot, const Adjoint<T>& direct,
+            const Bend<T>& bend, int threads);
 
 // Reservoirs of echo state networks: Elman layers with leaky units and weights that stay as they were drawn,
 //   h_t = (1 - a) h_{t-1} + a f(W_in x_t + b + s W h_{t-1}) + noise_t.

@@ -287,11 +287,14 @@ def main():
     parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL.updates} updates for each way")
     parser.add_argument("--momentum", type=float, default=Momentum.momentum, help="mu_0 of momentum, default 0.98")
     parser.add_argument("--rate", type=float, default=Momentum.rate, help="learning rate of momentum, default 0.001")
+    parser.add_argument(
+        "--clip", type=float, default=Momentum.clip, help="bound on momentum's gradient norm, default 1"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", default="four_ways.png", metavar="FILE")
     parser.add_argument("--json", metavar="FILE", help="write the curves, with all that is needed to repeat them")
     args = parser.parse_args()
-    Momentum.momentum, Momentum.rate = args.momentum, args.rate
+    Momentum.momentum, Momentum.rate, Momentum.clip = args.momentum, args.rate, args.clip
     try:
         task = tasks.make(args.task, args.T)
     except ValueError as error:

@@ -18,6 +18,16 @@ class Shape:
     def rows(self) -> int: ...
     @property
     def reserve_per_row(self) -> int: ...
+    @property
+    def swept(self) -> Swept: ...
+
+class Swept:
+    """Offsets in what a backward pass leaves."""
+
+    dz_stride: int
+    dz: int
+    dc: int
+    size: int
 
 class Memory:
     """Uninitialised; has the buffer protocol."""
@@ -38,7 +48,6 @@ def backward_float32(
     adjoint: Addresses,
     gradients: Addresses,
     groups: int,
-    z: int,
 ) -> None: ...
 def backward_float64(
     shape: Shape,
@@ -48,7 +57,6 @@ def backward_float64(
     adjoint: Addresses,
     gradients: Addresses,
     groups: int,
-    z: int,
 ) -> None: ...
 def tangent_float32(
     shape: Shape,
@@ -73,26 +81,26 @@ def second_float32(
     threads: int,
     parameters: Addresses,
     past: Addresses,
+    swept: int,
     dot: Addresses,
     parameters_dot: Addresses,
-    first: Addresses,
-    first_gradients: Addresses,
-    plain: Addresses,
-    plain_gradients: Addresses,
+    direct: Addresses,
+    direct_gradients: Addresses,
     groups: int,
+    bend: Addresses,
 ) -> None: ...
 def second_float64(
     shape: Shape,
     threads: int,
     parameters: Addresses,
     past: Addresses,
+    swept: int,
     dot: Addresses,
     parameters_dot: Addresses,
-    first: Addresses,
-    first_gradients: Addresses,
-    plain: Addresses,
-    plain_gradients: Addresses,
+    direct: Addresses,
+    direct_gradients: Addresses,
     groups: int,
+    bend: Addresses,
 ) -> None: ...
 
 class _Reservoirs:

@@ -331,28 +331,57 @@ def backward(
     """Gradients of <cotangents, outputs>, and if given of <z_cotangent (L,D,N,G,H), pre-activations> more; of the
     weights for each group of sequences (b % groups) on its own."""
     call = _PastCall(past)
-    d = call.dense_outputs("gradient of ", cotangents)
-    dz = 0
     if z_cotangent is not None:
         z_cotangent = _dense("gradient of z", z_cotangent, call.z_shape(), call.dtype)
-        dz = z_cotangent.data_ptr()
+    return _backward(call, cotangents, wanted, groups, z=z_cotangent)
+
+
+def _backward(
+    call: _PastCall,
+    cotangents: SomeOutputs,
+    wanted: Sequence[bool],
+    groups: int,
+    *,
+    z: Tensor | None = None,
+    kept: Tensor | None = None,
+    swept: Tensor | None = None,
+) -> SomeInputs:
+    d = call.dense_outputs("gradient of ", cotangents)
     grads = call.empty_gradients(wanted, groups)
-    arrays = _addresses((*d, *grads[:3], None, None))
-    _BACKWARD[call.dtype](*call.start(), call.past(), arrays, _addresses(grads.weights), groups, dz)
+    arrays = _addresses((*d, z, kept, *grads[:3], swept))
+    _BACKWARD[call.dtype](*call.start(), call.past(), arrays, _addresses(grads.weights), groups)
     return grads
+
+
+def backward_kept(
+    past: Past, cotangents: SomeOutputs, wanted: Sequence[bool], groups: int = 1
+) -> tuple[SomeInputs, Tensor]:
+    """As `backward`, and what the pass carried through time, for `second_local`."""
+    call = _PastCall(past)
+    swept = call.kept_empty(call.shape.swept.size)
+    return _backward(call, cotangents, wanted, groups, swept=swept), swept
+
+
+def backward_bent(past: Past, cotangents: SomeOutputs, reserve: Tensor, wanted: Sequence[bool]) -> SomeInputs:
+    """As `backward`, with a gradient of the reserve on top, as `second_local` gives it."""
+    call = _PastCall(past)
+    reserve = _dense("gradient of the reserve", reserve, call.reserve_shape(), call.dtype)
+    return _backward(call, cotangents, wanted, 1, kept=reserve)
 
 
 def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
     """What a backward pass carries through time: dL/d pre-activations (L,D,N,G*H), dL/dc_t (L,D,N,H) (None for Elman).
     Gradients of inputs and weights are not computed."""
+    wanted = [False] * len(past.inputs.flat())
     call = _PastCall(past)
-    s = call.sizes
-    stack, d = s.stack, call.dense_outputs("gradient of ", cotangents)
-    dz = call.kept_empty(stack.L, stack.D, s.N, stack.gates * s.H)
-    d_cells = call.kept_empty(stack.L, stack.D, s.N, s.H) if stack.lstm else None
-    nothing = [0] * len(past.inputs.weights)
-    _BACKWARD[call.dtype](*call.start(), call.past(), _addresses((*d, None, None, None, dz, d_cells)), nothing, 1, 0)
-    return dz, d_cells
+    s, at = call.sizes, call.shape.swept
+    swept = call.kept_empty(at.size)
+    _backward(call, cotangents, wanted, 1, swept=swept)
+    L, D, N, H, GH = s.stack.L, s.stack.D, s.N, s.H, s.stack.gates * s.H
+    width = at.dz_stride
+    dz = swept.as_strided((L, D, N, GH), (D * N * width, N * width, width, 1), at.dz)
+    dc = swept.as_strided((L, D, N, H), (D * N * H, N * H, H, 1), at.dc) if s.stack.lstm else None
+    return dz, dc
 
 
 def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:
@@ -382,6 +411,45 @@ def activations(past: Past) -> Tensor:
     return torch.cat([below, past.y.view(1, s.N, D, s.H)]).permute(0, 2, 1, 3).unsqueeze(3)
 
 
+class Bend(NamedTuple):
+    """Gradients with respect to what a forward pass gave and kept: y, and the reserve, in place of whose gates are
+    their pre-activations."""
+
+    y: Tensor
+    reserve: Tensor
+
+
+def second_local(
+    past: Past, swept: Tensor, tangents: SomeInputs, wanted: Sequence[bool], groups: int = 1
+) -> tuple[Outputs, SomeInputs, Bend]:
+    """The derivative of a backward pass, one node of the graph on its own: of S = <its gradients, tangents>.
+
+    Args:
+        swept: what the pass has left, see `backward_kept`.
+
+    Returns:
+        The gradients of S with respect to its cotangents, which are the tangent outputs; to the inputs, as far as they
+        enter the backward pass themselves; and to what it had from the forward pass.
+    """
+    call = _PastCall(past)
+    v = call.dense_inputs("tangent of ", tangents.flat())
+    swept = _dense("swept", swept, (call.shape.swept.size,), call.dtype)
+    outputs, grads = call.empty_outputs(), call.empty_gradients(wanted, groups)
+    bend = Bend(call.new_empty(*call.shapes.outputs[0]), call.kept_empty(*call.reserve_shape()))
+    _SECOND[call.dtype](
+        *call.start(),
+        call.past(),
+        swept.data_ptr(),
+        _addresses((*v[:3], *outputs)),
+        _addresses(v[3:]),
+        _addresses(grads[:3]),
+        _addresses(grads.weights),
+        groups,
+        _addresses(bend),
+    )
+    return outputs, grads, bend
+
+
 def second(
     past: Past,
     tangents: SomeInputs,
@@ -396,20 +464,13 @@ def second(
     Returns:
         The tangent outputs, the gradients of S with respect to the tangents, and with respect to the inputs.
     """
+    to_first, swept = backward_kept(past, first, wanted_first, groups)
+    outputs, direct, bend = second_local(past, swept, tangents, wanted_plain, groups)
     call = _PastCall(past)
-    v = call.dense_inputs("tangent of ", tangents.flat())
-    d_first, d_plain = (call.dense_outputs("gradient of ", some) for some in (first, plain))
-    outputs = call.empty_outputs()
-    to_first, to_plain = call.empty_gradients(wanted_first, groups), call.empty_gradients(wanted_plain, groups)
-    _SECOND[call.dtype](
-        *call.start(),
-        call.past(),
-        _addresses((*v[:3], *outputs)),
-        _addresses(v[3:]),
-        _addresses((*d_first, *to_first[:3], None, None)),
-        _addresses(to_first.weights),
-        _addresses((*d_plain, *to_plain[:3], None, None)),
-        _addresses(to_plain.weights),
-        groups,
-    )
+    dy, dh_n, dc_n = call.dense_outputs("gradient of ", plain)
+    cotangents = SomeOutputs(bend.y if dy is None else bend.y.add_(dy), dh_n, dc_n)
+    to_plain = _backward(call, cotangents, wanted_plain, groups, kept=bend.reserve)
+    for grad, more in zip(to_plain.flat(), direct.flat(), strict=True):
+        if grad is not None and more is not None:
+            grad.add_(more)
     return outputs, to_first, to_plain

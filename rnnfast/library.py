@@ -126,6 +126,11 @@ def _backward_fake(*args):
     return _gradients_fake(Inputs(*args[4:8]), *args[15:])
 
 
+def keeps_sweeps(x: Tensor) -> bool:
+    """Is there `backward_kept`, with which a second derivative costs less? Not on a GPU, not where calls are traced."""
+    return x.is_cpu and not _is_traced(x)
+
+
 # --- tangent ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,14 @@ One call runs a whole stack of layers and directions, and is one node of the gra
 `_Forward`; its derivatives are nodes of their own, each one call of `rnnfast.kernels`:
 
     _Forward   outputs(inputs)                               reverse: _Backward   forward mode: _Tangent
-    _Backward  gradients(inputs, cotangents), linear in the latter   both modes: _Second
+    _Backward  gradients(inputs, cotangents), linear in the latter   both modes: _Second; reverse also in two halves
     _Tangent   tangent outputs(inputs, tangents), linear in the latter   reverse: _Second, _Backward
     _Second    second derivatives; the last of the line
+
+Double backward goes through _Backward and through _Forward in any case, since cotangents come from outputs. So _Backward
+gives the gradients of its own arguments, of what _Forward gave and kept among them, and one pass of _Forward carries all
+of it to the inputs. Where the second derivative is differentiated or transformed itself, and on a GPU, _Second gives
+gradients of the inputs at once.
 
 Under vmap the mapped dimension joins the batch, and `groups` keeps the weight gradients of the samples apart. Dynamo
 (torch.compile) refuses a Function with a `jvp` of its own, so there the whole call is one opaque function of its graph,
@@ -39,7 +44,7 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnnfast import library, linear
+from rnnfast import kernels, library, linear
 from rnnfast.batching import Kind, vmap_rule
 from rnnfast.kernels import DTYPES, Inputs, Past, SomeInputs, SomeOutputs, Stack
 
@@ -107,18 +112,25 @@ def _any_requires_grad(inputs: Inputs) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.flat())
 
 
+def _is_recorded() -> bool:
+    """Will the derivative that is taken now be differentiated itself?"""
+    return torch.is_grad_enabled() or _is_transformed()
+
+
 def _is_transformed() -> bool:
     """Is a torch.func transform or a forward-mode level active?"""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Spec(NamedTuple):
-    """Constants of a derivative node: which gradients it gives, and for how many groups of sequences."""
+    """Constants of a derivative node: which gradients it gives, for how many groups of sequences, and (`_Backward`)
+    whether it keeps what it carried through time for its own derivative."""
 
     stack: Stack
     wanted_first: tuple[bool, ...] = ()
     wanted_plain: tuple[bool, ...] = ()
     groups: int = 1
+    keep: bool = False
 
     @property
     def weights(self) -> int:
@@ -295,7 +307,8 @@ class _Forward(_Node):
     def setup_context(ctx, inputs, output):
         stack, batch_sizes, dropout, *inputs = inputs
         y, *_, reserve = output
-        ctx.mark_non_differentiable(reserve)
+        if _is_transformed():
+            ctx.mark_non_differentiable(reserve)  # it has no tangent
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, dropout, y, reserve, *inputs)
         ctx.save_for_forward(batch_sizes, dropout, y, reserve, *inputs)
@@ -303,17 +316,21 @@ class _Forward(_Node):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        cotangents = _some_outputs(ctx.stack, cotangents[:-1])
+        *cotangents, d_reserve = cotangents
         wanted = ctx.needs_input_grad[3:]
-        if _all_none(cotangents):
+        if _all_none((*cotangents, d_reserve)):
             return (None,) * (3 + len(wanted))
+        cotangents = _some_outputs(ctx.stack, cotangents)
         batch_sizes, dropout, y, reserve, *inputs = ctx.saved_tensors
-        if torch.is_grad_enabled() or _is_transformed():
-            spec = _Spec(ctx.stack, wanted_plain=wanted)
+        if _is_recorded():
+            keep = reserve.requires_grad and not _is_transformed() and library.keeps_sweeps(y)
+            spec = _Spec(ctx.stack, wanted_plain=wanted, keep=keep)
             some = _Backward.apply(spec, batch_sizes, dropout, y, reserve, *cotangents, *inputs)
             return None, None, None, *_wanted(wanted, some)
         past = _past(ctx.stack, batch_sizes, dropout, y, reserve, inputs)
-        return None, None, None, *library.backward(past, cotangents, wanted).flat()
+        if d_reserve is None:
+            return None, None, None, *library.backward(past, cotangents, wanted).flat()
+        return None, None, None, *kernels.backward_bent(past, cotangents, d_reserve, wanted).flat()
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -333,27 +350,37 @@ def is_forward_node(node: Any) -> bool:
 
 
 class _Backward(_Node):
-    """(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, x, h0, c0, *weights) -> the wanted gradients."""
+    """(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, x, h0, c0, *weights) -> the wanted gradients, and if
+    spec.keep what the pass carried through time."""
 
     @staticmethod
     def forward(spec, batch_sizes, dropout, y, reserve, dy, dh_n, dc_n, *inputs):
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, inputs)
-        grads = library.backward(past, SomeOutputs(dy, dh_n, dc_n), spec.wanted_plain, spec.groups)
+        cotangents = SomeOutputs(dy, dh_n, dc_n)
+        if spec.keep:
+            grads, swept = kernels.backward_kept(past, cotangents, spec.wanted_plain)
+            return *_only(spec.wanted_plain, grads.flat()), swept
+        grads = library.backward(past, cotangents, spec.wanted_plain, spec.groups)
         return tuple(_only(spec.wanted_plain, grads.flat()))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _save_all(ctx, inputs)
+        if ctx.spec.keep:
+            ctx.mark_non_differentiable(output[-1])
+            ctx.save_for_backward(*inputs[1:], output[-1])
 
     @staticmethod
     def backward(ctx, *tangents):
         """Gradients of <gradients, tangents>: the tangent outputs for dy, second derivatives for the inputs."""
-        spec = ctx.spec
+        spec, n = ctx.spec, len(ctx.spec.wanted_plain)
         if _all_none(tangents):
             return (None,) * len(ctx.needs_input_grad)
-        past, cotangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:7], ctx.saved_tensors[7:]
+        past, cotangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:7], ctx.saved_tensors[7 : 7 + n]
         tangents = _wanted(spec.wanted_plain, tangents)
         wanted = ctx.needs_input_grad[8:]
+        if any(wanted) and spec.keep and not _is_recorded():
+            return _Backward.backward_local(ctx, tangents)
         if any(wanted):
             second = _Spec(spec.stack, (False,) * len(wanted), wanted)
             some = _Second.apply(second, *past, *cotangents, None, None, None, *tangents, *inputs)
@@ -364,6 +391,17 @@ class _Backward(_Node):
             g if want else None for g, want in zip(for_cotangents, ctx.needs_input_grad[5:8], strict=True)
         )
         return *(None,) * 5, *for_cotangents, *_wanted(wanted, some[len(_output_kinds(spec.stack)) :])
+
+    @staticmethod
+    def backward_local(ctx, tangents):
+        """The same in two halves, of which this is the first: what y and the reserve get here, `_Forward` carries on to
+        the inputs, in the one backward pass that it makes anyhow where the cotangents depend on y."""
+        spec, n = ctx.spec, len(tangents)
+        *rest, swept = ctx.saved_tensors
+        past = _past(spec.stack, *rest[:4], rest[-n:])
+        outputs, grads, bend = kernels.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
+        pairs = zip(outputs, ctx.needs_input_grad[5:8], strict=True)
+        return None, None, None, *bend, *(g if want else None for g, want in pairs), *grads.flat()
 
     @staticmethod
     def jvp(ctx, *tangents):

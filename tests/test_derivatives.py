@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from cases import GRADCHECK_CASES, Case, make_inputs
 from test_gradcheck import op_of
+from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from rnnfast import kernels, ops
@@ -107,14 +109,39 @@ def test_backward_through_a_transform(case: Case, inner: str) -> None:
 
 
 @every_example
-def test_double_backward_with_create_graph(case: Case) -> None:
+@pytest.mark.parametrize("way", ["once", "for more", "from a dual level"])
+def test_double_backward_with_create_graph(case: Case, way: str) -> None:
+    """The gradient of the gradients' squares; where that could be differentiated again; of a call that forward mode has
+    seen."""
     values, loss, truth = leaves_of(case)
     penalties = []
     for function in (loss, truth):
         at = [value.clone().requires_grad_() for value in values]
-        grads = torch.autograd.grad(function(*at), at, create_graph=True)
-        penalties.append(torch.autograd.grad(sum(g.square().sum() for g in grads), at))
+        with forward_ad.dual_level() if way == "from a dual level" and function is loss else nullcontext():
+            number = function(*at)
+        grads = torch.autograd.grad(number, at, create_graph=True)
+        penalty = sum(g.square().sum() for g in grads)
+        penalties.append(torch.autograd.grad(penalty, at, create_graph=way == "for more"))
     assert_equal(*penalties)
+
+
+@every_example
+def test_double_backward_of_a_part(case: Case) -> None:
+    """Cotangents that are constant, as those of a sum; gradients of one input along another; one call or two behind."""
+    values, _, _ = leaves_of(case)
+    functions = op_of(case, make_inputs(case))[1], torch_op(case)
+
+    def mixed(function: Callable[..., tuple[torch.Tensor, ...]], i: int, j: int) -> torch.Tensor:
+        at = [value.clone().requires_grad_(k in (i, j)) for k, value in enumerate(values)]
+        y = function(*at)[0]
+        (g,) = torch.autograd.grad(y.sum(), at[i], create_graph=True)
+        torch.autograd.grad(g.sum(), at[j], retain_graph=True)  # leaves nothing behind
+        (more,) = torch.autograd.grad(y.square().sum(), at[i], create_graph=True)
+        return torch.autograd.grad(g.sum() + more.sin().sum(), at[j])[0]
+
+    last = len(values) - 1  # of a projection, or a bias
+    for i, j in ((0, last), (last, 0), (last, 3), (3, 0), (1, 3)):
+        torch.testing.assert_close(mixed(functions[0], i, j), mixed(functions[1], i, j), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", [Case("LSTM", T=2, B=2, I=2, H=3, D=2), Case("RNN_TANH", T=3, B=1, I=2, H=3, L=2)])

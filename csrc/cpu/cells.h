@@ -94,14 +94,25 @@ void elman_step_backward(const ElmanStepBackward<T>& s) {
             for (int64_t r = row0; r < row1; ++r) {
                 T* dz = s.product.c[r] + j;
                 const Vec<T> dh = load(dz, n), h = load(s.h[r] + j, n);
+                if (s.dh_all) store(s.dh_all[r] + j, dh, n);
                 store(dz, times_slope<T>(dh, h, s.relu), n);
             }
         });
     });
 }
 
+// d^2/dz^2 of a sigmoid or tanh by its value and slope: slope * (1 - 2 s), slope * (-2 tanh).
 template <class T>
-void lstm_step_tangent(const LstmStepTangent<T>& s) {
+inline Vec<T> sigmoid_curve(Vec<T> s, Vec<T> slope) {
+    return slope * (T(1) - T(2) * s);
+}
+template <class T>
+inline Vec<T> tanh_curve(Vec<T> t, Vec<T> slope) {
+    return T(-2) * t * slope;
+}
+
+template <class T, bool bends>
+void lstm_tangents(const LstmStepTangent<T>& s) {
     const int64_t H = s.product.columns.size;
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
         for_units(s.product, panel, [&](int64_t j, auto n) {
@@ -109,77 +120,55 @@ void lstm_step_tangent(const LstmStepTangent<T>& s) {
                 const T *gates = s.gates[r] + j, *z_dot = s.product.c[r] + j;  // (G,H)
                 const Vec<T> i = load(gates, n), f = load(gates + H, n);
                 const Vec<T> g = load(gates + 2 * H, n), o = load(gates + 3 * H, n);
-                const Vec<T> i_dot = i * (T(1) - i) * load(z_dot, n);
-                const Vec<T> f_dot = f * (T(1) - f) * load(z_dot + H, n);
-                const Vec<T> g_dot = (T(1) - g * g) * load(z_dot + 2 * H, n);
-                const Vec<T> o_dot = o * (T(1) - o) * load(z_dot + 3 * H, n);
-                const Vec<T> tanh_c = tanh<T>(load(s.c[r] + j, n));
-                const Vec<T> c_dot =
-                    f_dot * load(s.c_prev[r] + j, n) + f * load(s.c_dot_prev[r] + j, n) + i_dot * g + i * g_dot;
+                const Vec<T> t = tanh<T>(load(s.c[r] + j, n)), c_prev = load(s.c_prev[r] + j, n);
+                // slopes, and with them the tangents
+                const Vec<T> i_z = i * (T(1) - i), f_z = f * (T(1) - f), g_z = T(1) - g * g, o_z = o * (T(1) - o);
+                const Vec<T> t_c = T(1) - t * t;
+                const Vec<T> i_dot = i_z * load(z_dot, n), f_dot = f_z * load(z_dot + H, n);
+                const Vec<T> g_dot = g_z * load(z_dot + 2 * H, n), o_dot = o_z * load(z_dot + 3 * H, n);
+                const Vec<T> c_dot_prev = load(s.c_dot_prev[r] + j, n);
+                const Vec<T> c_dot = f_dot * c_prev + f * c_dot_prev + i_dot * g + i * g_dot;
+                const Vec<T> t_dot = t_c * c_dot;
                 store(s.c_dot[r] + j, c_dot, n);
-                store(s.h_dot[r] + j, o_dot * tanh_c + o * (T(1) - tanh_c * tanh_c) * c_dot, n);
+                store(s.m_dot[r] + j, o_dot * t + o * t_dot, n);
+                if constexpr (bends) {
+                    // What dc c_dot + dm m_dot changes by with z, c and c_prev; a_bend, of an activation, is da_dot/dz.
+                    const Vec<T> dc = load(s.dc[r] + j, n), dm = load(s.dm[r] + j, n);
+                    const Vec<T> i_bend = sigmoid_curve<T>(i, i_z) * load(z_dot, n);
+                    const Vec<T> f_bend = sigmoid_curve<T>(f, f_z) * load(z_dot + H, n);
+                    const Vec<T> g_bend = tanh_curve<T>(g, g_z) * load(z_dot + 2 * H, n);
+                    const Vec<T> o_bend = sigmoid_curve<T>(o, o_z) * load(z_dot + 3 * H, n);
+                    T* z_bend = s.z_bend[r] + j;  // (G,H)
+                    store(z_bend, dc * (i_bend * g + i_z * g_dot), n);
+                    store(z_bend + H, dc * (f_bend * c_prev + f_z * c_dot_prev), n);
+                    store(z_bend + 2 * H, dc * (i * g_bend + i_dot * g_z), n);
+                    store(z_bend + 3 * H, dm * (o_bend * t + o_z * t_dot), n);
+                    store(s.c_bend[r] + j, dm * (o_dot * t_c + o * tanh_curve<T>(t, t_c) * c_dot), n);
+                    T* c_bend_prev = s.c_bend_prev[r] + j;
+                    store(c_bend_prev, load(c_bend_prev, n) + dc * f_dot, n);
+                }
             }
         });
     });
+}
+
+template <class T>
+void lstm_step_tangent(const LstmStepTangent<T>& s) {
+    if (s.z_bend)
+        lstm_tangents<T, true>(s);
+    else
+        lstm_tangents<T, false>(s);
 }
 
 template <class T>
 void elman_step_tangent(const ElmanStepTangent<T>& s) {
     run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
         for_units(s.product, panel, [&](int64_t j, auto n) {
-            for (int64_t r = row0; r < row1; ++r)
-                store(s.h_dot[r] + j, times_slope<T>(load(s.product.c[r] + j, n), load(s.h[r] + j, n), s.relu), n);
-        });
-    });
-}
-
-template <class T>
-void lstm_step_second(const LstmStepSecond<T>& second) {
-    const LstmStepBackward<T>& s = second.step;
-    const int64_t H = s.product.columns.size;
-    run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, auto n) {
             for (int64_t r = row0; r < row1; ++r) {
-                const T *gates = s.gates[r] + j, *z_dot = second.z_dot[r] + j;  // (G,H)
-                const T* dz_first = second.dz_first[r] + j;                     // (G,H)
-                const Vec<T> i = load(gates, n), f = load(gates + H, n);
-                const Vec<T> g = load(gates + 2 * H, n), o = load(gates + 3 * H, n);
-                const Vec<T> di = i * (T(1) - i), df = f * (T(1) - f), dg = T(1) - g * g, dO = o * (T(1) - o);
-                const Vec<T> zi = load(z_dot, n), zf = load(z_dot + H, n);
-                const Vec<T> zg = load(z_dot + 2 * H, n), zo = load(z_dot + 3 * H, n);
-                const Vec<T> t = tanh<T>(load(s.c[r] + j, n)), dt = T(1) - t * t;
-                const Vec<T> c_dot = load(second.c_dot[r] + j, n);
-                const Vec<T> dh = load(s.product.c[r] + j, n);
-                const Vec<T> dh_first = load(second.dh_first[r] + j, n), dc_first = load(second.dc_first[r] + j, n);
-                // h = o t and h_dot = o_dot t + o dt c_dot, with d dt / dc = -2 t dt
-                const Vec<T> d_t = dh * o + dh_first * (dO * zo - T(2) * t * c_dot * o);
-                const Vec<T> d_o = dh * t + dh_first * dt * c_dot;
-                const Vec<T> dc = load(s.dc[r] + j, n) + d_t * dt;
-                // c = f c_prev + i g and c_dot = f_dot c_prev + f c_dot_prev + i_dot g + i g_dot
-                const Vec<T> d_i = dc * g + dc_first * dg * zg;
-                const Vec<T> d_f = dc * load(s.c_prev[r] + j, n) + dc_first * load(second.c_dot_prev[r] + j, n);
-                const Vec<T> d_g = dc * i + dc_first * di * zi;
-                T* dz = s.dz[r] + j;  // (G,H)
-                store(dz, d_i * di + load(dz_first, n) * zi * (T(1) - T(2) * i), n);
-                store(dz + H, d_f * df + load(dz_first + H, n) * zf * (T(1) - T(2) * f), n);
-                store(dz + 2 * H, d_g * dg - T(2) * load(dz_first + 2 * H, n) * zg * g, n);
-                store(dz + 3 * H, d_o * dO + load(dz_first + 3 * H, n) * zo * (T(1) - T(2) * o), n);
-                store(s.dc[r] + j, dc * f + dc_first * df * zf, n);
-            }
-        });
-    });
-}
-
-template <class T>
-void elman_step_second(const ElmanStepSecond<T>& second) {
-    const ElmanStepBackward<T>& s = second.step;
-    run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(s.product, panel, [&](int64_t j, auto n) {
-            for (int64_t r = row0; r < row1; ++r) {
-                T* dz = s.product.c[r] + j;
-                const Vec<T> dh = load(dz, n), h = load(s.h[r] + j, n);
-                const Vec<T> bend = T(-2) * h * load(second.dz_first[r] + j, n) * load(second.z_dot[r] + j, n);
-                store(dz, s.relu ? times_slope<T>(dh, h, true) : times_slope<T>(dh, h, false) + bend, n);
+                const Vec<T> z_dot = load(s.product.c[r] + j, n), h = load(s.h[r] + j, n);
+                store(s.h_dot[r] + j, times_slope<T>(z_dot, h, s.relu), n);
+                // h_dot = (1 - h^2) z_dot, so dh h_dot has this gradient for h; relu is straight
+                if (s.h_bend) store(s.h_bend[r] + j, s.relu ? Vec<T>{} : T(-2) * h * load(s.dh[r] + j, n) * z_dot, n);
             }
         });
     });

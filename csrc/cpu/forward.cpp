@@ -260,7 +260,7 @@ int64_t reserve_per_row(const Shape& shape) { return Reserve(shape, 1).size; }
 
 template <class T>
 void forward(const Shape& shape, const Forward<T>& call, int threads) {
-    if (!ForwardRun<T>(shape, call, threads).run()) ForwardRun<T>(shape, call, 1).run();
+    run_with(threads, [&](int n) { return std::make_unique<ForwardRun<T>>(shape, call, n); });
 }
 
 template void forward<float>(const Shape&, const Forward<float>&, int);

@@ -99,6 +99,7 @@ template <class T>
 struct ElmanStepBackward {
     Product<T> product;  // into dz rows (H), where dh becomes dz
     const T* const* h;   // rows (H)
+    T* const* dh_all;    // rows (H), all of dL/dh_t, or nullptr
     bool relu;
 };
 
@@ -111,7 +112,14 @@ struct LstmStepTangent {
     const T* const* c_prev;      // rows (H)
     const T* const* c_dot_prev;  // rows (H)
     T* const* c_dot;             // rows (H)
-    T* const* h_dot;             // rows (H)
+    T* const* m_dot;             // rows (H), of o * tanh(c)
+    // For the second derivative, or nullptr: the gradients of the tangents, as a backward pass has left them, and what
+    // comes of them for z and c.
+    const T* const* dc;     // rows (H), of c_dot
+    const T* const* dm;     // rows (H), of m_dot
+    T* const* z_bend;       // rows (G,H)
+    T* const* c_bend;       // rows (H)
+    T* const* c_bend_prev;  // rows (H), which is added to
 };
 
 template <class T>
@@ -120,26 +128,8 @@ struct ElmanStepTangent {
     const T* const* h;   // rows (H)
     T* const* h_dot;     // rows (H)
     bool relu;
-};
-
-// One step of back-propagation through a step and its tangent together. The gradients of the tangents (`first`) are
-// known: they are a first-order pass of their own. This one adds what the second derivative of the cell makes of them.
-template <class T>
-struct LstmStepSecond {
-    LstmStepBackward<T> step;    // of the step itself
-    const T* const* z_dot;       // rows (G,H)
-    const T* const* c_dot;       // rows (H)
-    const T* const* c_dot_prev;  // rows (H)
-    const T* const* dz_first;    // rows (G,H), gradient of z_dot
-    const T* const* dc_first;    // rows (H), all of the gradient of c_dot
-    const T* const* dh_first;    // rows (H), gradient of h_dot
-};
-
-template <class T>
-struct ElmanStepSecond {
-    ElmanStepBackward<T> step;
-    const T* const* z_dot;     // rows (H)
-    const T* const* dz_first;  // rows (H)
+    const T* const* dh;  // rows (H), the gradient of h_dot, or nullptr
+    T* const* h_bend;    // rows (H), what comes of it for h
 };
 
 // Units of a reservoir: h = (1 - leak) h_prev + leak f(h + scale * sum) + noise, where `sum` is the recurrent product.
@@ -204,8 +194,6 @@ struct Kernels {
     void (*elman_step_backward)(const ElmanStepBackward<T>&);
     void (*lstm_step_tangent)(const LstmStepTangent<T>&);
     void (*elman_step_tangent)(const ElmanStepTangent<T>&);
-    void (*lstm_step_second)(const LstmStepSecond<T>&);
-    void (*elman_step_second)(const ElmanStepSecond<T>&);
     void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
     void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
     void (*wide_reservoir_step)(const WideReservoirStep<T>&);

@@ -14,8 +14,8 @@ struct Reserve {
 
     Reserve(const Shape& s, int64_t N) : Reserve(s, N, s.cell == Cell::lstm ? 4 : 0) {}
 
-    // The same arrays of tangents; where they keep z, the Elman cell does, too.
-    static Reserve of_tangents(const Shape& s, int64_t N, bool keep_z) { return Reserve(s, N, keep_z ? s.gates() : 0); }
+    // The same arrays of tangents, which keep no gates.
+    static Reserve of_tangents(const Shape& s, int64_t N) { return Reserve(s, N, 0); }
 
 private:
     Reserve(const Shape& s, int64_t N, int64_t kept_gates) {
@@ -35,7 +35,7 @@ struct Trace {
     const T* h0;      // (L*D,B,R) or nullptr: zeros
     const T* c0;      // (L*D,B,H) or nullptr: zeros
     const T* y;       // (N,D*R)
-    const T* gates;   // (L,D,N,G,H), activated; of tangents: z
+    const T* gates;   // (L,D,N,G,H), activated; of tangents: none
     const T* cells;   // (L,D,N,H)
     const T* m;       // (L,D,N,H), projected: o * tanh(c)
     const T* hidden;  // (L-1,N,D*R)

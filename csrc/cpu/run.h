@@ -1,6 +1,7 @@
 // What the forward and the backward run of a stack have in common: who does what, and where the rows are.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "buffer.h"
@@ -20,6 +21,12 @@ void copy_columns(T* to, const T* from, const Range& columns) {
 template <class T>
 void multiply_columns(T* to, const T* a, const T* b, const Range& columns) {
     for (int64_t j = columns.begin; j < columns.end; ++j) to[j] = a[j] * b[j];
+}
+
+// to += from
+template <class T>
+void add_columns(T* to, const T* from, const Range& columns) {
+    for (int64_t j = columns.begin; j < columns.end; ++j) to[j] += from[j];
 }
 
 // The share of one thread in every sweep (a sweep: one layer in one direction through time).
@@ -123,5 +130,11 @@ protected:
     Barrier everyone;
     std::vector<Barrier> group_barriers;
 };
+
+// Runs make(threads), or make(1) where that many threads cannot be had.
+template <class Make>
+void run_with(int threads, const Make& make) {
+    if (!make(threads)->run()) make(1)->run();
+}
 
 }  // namespace rnnfast

@@ -1,8 +1,6 @@
-// Forward mode: the tangents of a finished forward pass along a direction, and the second derivative that stands on
-// them. z_dot = W_ih x_dot + W_hh h_dot_{t-1} + W_ih_dot x + W_hh_dot h_{t-1} + b_dot; only the term with h_dot waits
-// for the step before, so the rest is summed up chunk by chunk, as the forward pass does with W_ih x.
-#include <memory>
-
+// Forward mode: the tangents of a finished forward pass along a direction, and the second derivative, which goes the
+// same way. z_dot = W_ih x_dot + W_hh h_dot_{t-1} + W_ih_dot x + W_hh_dot h_{t-1} + b_dot; only the term with h_dot
+// waits for the step before, so the rest is summed up chunk by chunk, as the forward pass does with W_ih x.
 #include "backward.h"
 #include "reserve.h"
 #include "run.h"
@@ -18,17 +16,25 @@ class TangentRun : Run<T> {
         Run<T>::everyone, Run<T>::group_barriers;
 
 public:
-    // kept: Reserve::of_tangents(...).size numbers, out; with z_dot of all rows if keep_z.
-    TangentRun(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* kept, bool keep_z, int threads)
+    // What a second derivative takes from a backward pass, and what it makes of it.
+    struct Second {
+        const T* swept;
+        T* c0;  // (L*D,B,H), nullptr: not wanted
+        Bend<T> bend;
+    };
+
+    // kept: Reserve::of_tangents(...).size numbers, out.
+    TangentRun(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* kept, const Second* second,
+               int threads)
         : Run<T>(shape, threads),
           past(past),
           dot(dot),
           kept(kept),
-          at(Reserve::of_tangents(s, N, keep_z)),
-          z_dot(dot.z    ? dot.z
-                : keep_z ? kept + at.gates
-                         : nullptr),
-          trace(past, Reserve(s, N)),
+          second(second),
+          swept(s),
+          reserve(s, N),
+          at(Reserve::of_tangents(s, N)),
+          trace(past, reserve),
           gates(s.cell == Cell::lstm ? Columns::of_gates(s.H, kernel.lanes)
                                      : Columns::of_matrix(s.H, kernel.lanes, plan.splits)),
           projected(Columns::of_matrix(s.P, kernel.lanes, plan.splits)),
@@ -44,10 +50,11 @@ public:
             dropped = Buffer<T>((s.L - 1) * N * s.D * R);
             for (Buffer<T>& buffer : dropped_dot) buffer = Buffer<T>(N * s.D * R);
         }
+        if (second && !second->c0 && s.cell == Cell::lstm) no_c0 = Buffer<T>(s.L * s.D * s.B * s.H);
         const int64_t rows_of_chunk = chunk_steps * this->group_size();
         for (int i = 0; i < plan.threads(); ++i) {
             rows.push_back(Rows(rows_of_chunk));
-            if (!z_dot && s.cell == Cell::lstm) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+            if (!dot.z && s.cell == Cell::lstm) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
         }
     }
 
@@ -70,12 +77,18 @@ private:
               c_prev(n),
               c_dot_prev(n),
               m(n),
+              dc(n),
+              dm(n),
               z_dot(n),
               c_dot(n),
-              h_dot(n),
-              y_dot(n) {}
-        Buffer<const T*> a, bias, gates, h, c, c_prev, c_dot_prev, m;
-        Buffer<T*> z_dot, c_dot, h_dot, y_dot;
+              m_dot(n),
+              y_dot(n),
+              z_bend(n),
+              c_bend(n),
+              c_bend_prev(n),
+              h_bend(n) {}
+        Buffer<const T*> a, bias, gates, h, c, c_prev, c_dot_prev, m, dc, dm;
+        Buffer<T*> z_dot, c_dot, m_dot, y_dot, z_bend, c_bend, c_bend_prev, h_bend;
     };
 
     const Weights& plain(int64_t l, int64_t d) const { return weights[2 * this->sweep(l, d)]; }
@@ -129,6 +142,9 @@ private:
         const Range panels = this->my_panels(my, gates);
         const Range units = this->columns_of(gates, panels);
         const Range outputs = s.P ? this->columns_of(projected, this->my_panels(my, projected)) : units;
+        if (second && s.cell == Cell::lstm)
+            for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
+                copy_columns(c0_bend() + (this->sweep(l, d) * s.B + b) * s.H, zeros.get(), units);
         for (int64_t step0 = 0; step0 < s.T; step0 += chunk_steps) {
             const int64_t step1 = std::min(s.T, step0 + chunk_steps);
             known_terms(my, l, d, step0, step1, panels);
@@ -174,7 +190,7 @@ private:
 
     // Where z_dot of a row is summed up; n counts the rows of the chunk.
     T* z_dot_row(const Share& my, int64_t l, int64_t d, int64_t row, int64_t n) const {
-        if (z_dot) return z_dot + (this->sweep(l, d) * N + row) * G * s.H;
+        if (dot.z) return dot.z + (this->sweep(l, d) * N + row) * G * s.H;
         if (s.cell != Cell::lstm) return output_dot(l) + (row * s.D + d) * R;  // there it becomes h_dot
         return z_dot_chunk[my.thread].get() + n * G * s.H;
     }
@@ -191,7 +207,8 @@ private:
             const T* h0_dot = this->state(dot.h0, l, d, b, R);
             to.a[n] = this->previous(way, t, b, output_dot(l) + d * R, s.D * R, h0_dot);
             to.h[n] = trace.output(s, N, l) + out;
-            to.y_dot[n] = to.h_dot[n] = output_dot(l) + out;
+            to.y_dot[n] = to.m_dot[n] = output_dot(l) + out;
+            if (second) bend_row(to, n, way, l, d, t, b);
             if (!lstm) continue;
             const T *cells = trace.cells + start * s.H, *cells_dot = kept + at.cells + start * s.H;
             to.gates[n] = trace.gates + (start + row) * G * s.H;
@@ -199,7 +216,7 @@ private:
             to.c_prev[n] = this->previous(way, t, b, cells, s.H, this->state(past.c0, l, d, b, s.H));
             to.c_dot_prev[n] = this->previous(way, t, b, cells_dot, s.H, this->state(dot.c0, l, d, b, s.H));
             to.c_dot[n] = kept + at.cells + (start + row) * s.H;
-            if (s.P) to.h_dot[n] = kept + at.m + (start + row) * s.H;
+            if (s.P) to.m_dot[n] = kept + at.m + (start + row) * s.H;
             if (s.P) to.m[n] = trace.m + (start + row) * s.H;
         }
         T** z_dot = to.z_dot.get() + first;
@@ -207,11 +224,31 @@ private:
                                  z_dot, z_dot};
         if (lstm)
             kernel.lstm_step_tangent({product, to.gates.get(), to.c.get(), to.c_prev.get(), to.c_dot_prev.get(),
-                                      to.c_dot.get(), to.h_dot.get()});
+                                      to.c_dot.get(), to.m_dot.get(), to.dc.get(), to.dm.get(),
+                                      second ? to.z_bend.get() : nullptr, to.c_bend.get(), to.c_bend_prev.get()});
         else
-            kernel.elman_step_tangent({product, to.h.get(), to.h_dot.get(), s.cell == Cell::relu});
+            kernel.elman_step_tangent({product, to.h.get(), to.m_dot.get(), s.cell == Cell::relu, to.dm.get(),
+                                       second ? to.h_bend.get() : nullptr});
         if (s.P) project(my, l, d, n);
         return n;
+    }
+
+    // Where row n of a step, at (t, b), finds its gradients, and where what comes of them goes.
+    void bend_row(Rows& to, int64_t n, const Direction& way, int64_t l, int64_t d, int64_t t, int64_t b) {
+        const int64_t i = this->sweep(l, d), row = sequence.row(t) + b, before = t - way.stride();
+        to.dm[n] = second->swept + swept.dm + (i * N + row) * s.H;
+        to.h_bend[n] = output_bend(l) + (row * s.D + d) * R;
+        if (s.cell != Cell::lstm) return;
+        T* cells = second->bend.kept + reserve.cells + i * N * s.H;
+        to.dc[n] = second->swept + swept.dc + (i * N + row) * s.H;
+        to.z_bend[n] = second->bend.kept + reserve.gates + (i * N + row) * G * s.H;
+        to.c_bend[n] = cells + row * s.H;
+        to.c_bend_prev[n] =
+            b < sequence.size(before) ? cells + (sequence.row(before) + b) * s.H : c0_bend() + (i * s.B + b) * s.H;
+    }
+    T* c0_bend() const { return second->c0 ? second->c0 : no_c0.get(); }
+    T* output_bend(int64_t l) const {
+        return l == s.L - 1 ? second->bend.y : second->bend.kept + reserve.hidden + l * N * s.D * R;
     }
 
     // h_dot = W_hr m_dot + W_hr_dot m
@@ -220,7 +257,7 @@ private:
         const Range r = this->my_panels(my, projected);
         Rows& to = rows[my.thread];
         kernel.product(
-            {n, s.H, to.h_dot.get(), 1, projected, r.begin, r.end, plain(l, d).hr.get(), nullptr, to.y_dot.get()});
+            {n, s.H, to.m_dot.get(), 1, projected, r.begin, r.end, plain(l, d).hr.get(), nullptr, to.y_dot.get()});
         if (moved(l, d).hr)
             kernel.product({n, s.H, to.m.get(), 1, projected, r.begin, r.end, moved(l, d).hr.get(), to.y_dot.get(),
                             to.y_dot.get()});
@@ -243,60 +280,46 @@ private:
     const Past<T>& past;
     const Tangent<T>& dot;
     T* const kept;
-    const Reserve at;
-    T* const z_dot;  // (L,D,N,G,H) or nullptr: not kept
+    const Second* const second;  // or nullptr
+    const Swept swept;
+    const Reserve reserve, at;  // of the forward pass; of the tangents
     const Trace<T> trace;
     const Columns gates, projected;
     const int64_t chunk_steps;
     std::vector<Weights> weights;        // [L*D*2], of the parameters and of their tangents by turns
+    Buffer<T> no_c0;                     // (L*D,B,H), for a bend of c0 that is not wanted
     Buffer<T> dropped;                   // (L-1,N,D*R), inputs of the upper layers after dropout
     Buffer<T> dropped_dot[2];            // (N,D*R), input tangents of the layer at hand and the next
     std::vector<Rows> rows;              // [threads]
     std::vector<Buffer<T>> z_dot_chunk;  // [threads] (rows of a chunk,G,H), LSTM only
 };
 
-// Runs make(threads), or make(1) where that many threads cannot be had, and returns what has run.
-template <class Make>
-auto run_with(int threads, const Make& make) {
-    auto run = make(threads);
-    if (!run->run()) {
-        run = make(1);
-        run->run();
-    }
-    return run;
-}
-
-// -> what the pass kept, laid out as Reserve::of_tangents
-template <class T>
-Buffer<T> run_tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, bool keep_z, int threads) {
-    Buffer<T> kept(Reserve::of_tangents(shape, shape.rows(), keep_z).size);
-    run_with(threads, [&](int n) { return std::make_unique<TangentRun<T>>(shape, past, dot, kept.get(), keep_z, n); });
-    return kept;
-}
-
 }  // namespace
 
 template <class T>
 void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int threads) {
-    run_tangent(shape, past, dot, false, threads);
+    const Buffer<T> kept(Reserve::of_tangents(shape, shape.rows()).size);
+    run_with(threads, [&](int n) { return std::make_unique<TangentRun<T>>(shape, past, dot, kept.get(), nullptr, n); });
 }
 
 template <class T>
-void second(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, const Adjoint<T>& first,
-            const Adjoint<T>& plain, int threads) {
-    const Buffer<T> kept = run_tangent(shape, past, dot, true, threads);
-    const auto first_run = run_with(
-        threads, [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, first, true, nullptr, n); });
-    const Trace<T> trace(dot, kept.get(), Reserve::of_tangents(shape, shape.rows(), true));
-    const typename BackwardRun<T>::Linear linear{trace, dot.parameters, *first_run};
-    run_with(threads, [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, plain, false, &linear, n); });
+void second(const Shape& shape, const Past<T>& past, const T* swept, const Tangent<T>& dot, const Adjoint<T>& direct,
+            const Bend<T>& bend, int threads) {
+    const Reserve at = Reserve::of_tangents(shape, shape.rows());
+    const Buffer<T> kept(at.size);
+    const typename TangentRun<T>::Second along{swept, direct.c0, bend};
+    run_with(threads, [&](int n) { return std::make_unique<TangentRun<T>>(shape, past, dot, kept.get(), &along, n); });
+    const Trace<T> trace(dot, kept.get(), at);
+    run_with(threads, [&](int n) {
+        return std::make_unique<BackwardRun<T>>(shape, past, swept, trace, dot.parameters, direct, bend, n);
+    });
 }
 
 template void tangent<float>(const Shape&, const Past<float>&, const Tangent<float>&, int);
 template void tangent<double>(const Shape&, const Past<double>&, const Tangent<double>&, int);
-template void second<float>(const Shape&, const Past<float>&, const Tangent<float>&, const Adjoint<float>&,
-                            const Adjoint<float>&, int);
-template void second<double>(const Shape&, const Past<double>&, const Tangent<double>&, const Adjoint<double>&,
-                             const Adjoint<double>&, int);
+template void second<float>(const Shape&, const Past<float>&, const float*, const Tangent<float>&,
+                            const Adjoint<float>&, const Bend<float>&, int);
+template void second<double>(const Shape&, const Past<double>&, const double*, const Tangent<double>&,
+                             const Adjoint<double>&, const Bend<double>&, int);
 
 }  // namespace rnnfast

@@ -49,7 +49,7 @@ using Numbers = std::vector<T>;
 // All arrays of one call, filled with random numbers.
 template <class T>
 struct Arrays {
-    Numbers<T> x, h0, c0, dropout, y, h_n, c_n, reserve, dy, dh_n, dc_n, dx, dh0, dc0, dz, d_cells;
+    Numbers<T> x, h0, c0, dropout, y, h_n, c_n, reserve, dy, dh_n, dc_n, dx, dh0, dc0, swept;
     std::vector<Numbers<T>> weights, gradients;
 
     Arrays(const Case& c, unsigned seed) : random_(seed) {
@@ -103,8 +103,23 @@ struct Arrays {
         dot.z = z;
         rnnfast::tangent<T>(s, past(s), dot, threads);
     }
+    // `first` gets the gradients of the tangents, `plain` those of the inputs: the derivative of the backward pass, and
+    // one more pass, whose cotangents are those of `plain` and what that derivative has for the forward pass.
     void second(const Shape& s, int threads, Arrays& v, Arrays& first, Arrays& plain) {
-        rnnfast::second<T>(s, past(s), v.direction(s), first.adjoint(s, 1), plain.adjoint(s, 1), threads);
+        first.swept.resize(Swept(s).size);
+        rnnfast::backward<T>(s, past(s), first.adjoint(s, 1), threads);
+        Numbers<T> y(plain.dy.size()), kept(reserve.size());
+        rnnfast::second<T>(s, past(s), first.swept.data(), v.direction(s), plain.adjoint(s, 1), {y.data(), kept.data()},
+                           threads);
+        std::vector<Numbers<T>> direct;
+        for (const auto* gradient : plain.input_gradients()) direct.push_back(*gradient);
+        for (size_t i = 0; i < y.size(); ++i) y[i] += plain.dy[i];
+        Adjoint<T> adjoint = plain.adjoint(s, 1);
+        adjoint.y = y.data();
+        adjoint.kept = optional(kept);
+        rnnfast::backward<T>(s, past(s), adjoint, threads);
+        for (size_t i = 0; i < direct.size(); ++i)
+            for (size_t j = 0; j < direct[i].size(); ++j) (*plain.input_gradients()[i])[j] += direct[i][j];
     }
     Tangent<T> direction(const Shape& s) {
         return {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights),
@@ -124,8 +139,8 @@ struct Arrays {
                 parameters<T*>(s, gradients),
                 groups,
                 nullptr,
-                optional(dz),
-                optional(d_cells)};
+                nullptr,
+                optional(swept)};
     }
     double loss() const { return dot(y, dy) + dot(h_n, dh_n) + dot(c_n, dc_n); }
 
@@ -381,26 +396,26 @@ void check_groups(const Case& which, int threads) {
     }
 }
 
-// What the sweep hands out: dL/dz summed up over all rows is the gradient of the bias, dL/dc_t of the first step times
-// its forget gate is that of c_0; and all gradients are the same bits as without.
-void check_handed_out(const Case& which, int threads) {
+// What the sweep leaves: dL/dz summed up over all rows is the gradient of the bias, dL/dc_t of the first step times its
+// forget gate is that of c_0; and all gradients are the same bits as without.
+void check_swept(const Case& which, int threads) {
     const Shape s = which.shape();
     Arrays<double> plain(which, 9), asked(which, 9);
     const int64_t N = s.rows(), GH = s.gates() * s.H;
-    asked.dz.resize(s.L * s.D * N * GH);
-    if (s.cell == Cell::lstm) asked.d_cells.resize(s.L * s.D * N * s.H);
+    const Swept at(s);
+    asked.swept.resize(at.size);
     for (auto* arrays : {&plain, &asked}) {
         arrays->forward(s, threads, true);
         arrays->backward(s, threads);
     }
-    expect(plain.gradients == asked.gradients && plain.dx == asked.dx, "handing out changes nothing", which.name, 8,
-           threads, 0);
+    expect(plain.gradients == asked.gradients && plain.dx == asked.dx, "keeping the sweep changes nothing", which.name,
+           8, threads, 0);
     const size_t each = plain.gradients.size() / (s.L * s.D);
     double worst = 0;
     for (int64_t i = 0; i < s.L * s.D; ++i) {
         for (int64_t j = 0; s.bias && j < GH; ++j) {
             double sum = -plain.gradients[i * each + 2][j];
-            for (int64_t row = 0; row < N; ++row) sum += asked.dz[(i * N + row) * GH + j];
+            for (int64_t row = 0; row < N; ++row) sum += asked.swept[at.dz + (i * N + row) * at.dz_stride + j];
             worst = std::max(worst, std::abs(sum));
         }
         if (asked.dc0.empty()) continue;
@@ -412,12 +427,12 @@ void check_handed_out(const Case& which, int threads) {
                     row += s.batch_sizes ? s.batch_sizes[t - 1] : s.B;
             for (int64_t j = 0; j < s.H; ++j) {
                 const double f = asked.reserve[(i * N + row) * GH + s.H + j];
-                const double dc = f * asked.d_cells[(i * N + row) * s.H + j];
+                const double dc = f * asked.swept[at.dc + (i * N + row) * s.H + j];
                 worst = std::max(worst, std::abs(dc - asked.dc0[(i * s.B + b) * s.H + j]));
             }
         }
     }
-    expect(worst <= 1e-11, "what the sweep hands out", which.name, 8, threads, worst);
+    expect(worst <= 1e-11, "what the sweep leaves", which.name, 8, threads, worst);
 }
 
 // Results must not depend on the number of threads, to the last bit.
@@ -487,7 +502,7 @@ int main() {
                 if (which.cell != Cell::relu) check_second(which, threads);  // relu bends where no difference is small
                 check_pre_activations(which, threads);
                 check_groups(which, threads);
-                check_handed_out(which, threads);
+                check_swept(which, threads);
                 ++checks;
             }
             check_threads<float>(which);
