@@ -97,13 +97,28 @@ Tangent<T> tangent_of(const Shape& s, const Addresses& a, const Addresses& param
 
 // x, h0, c0, dropout in, y, h_n, c_n, reserve out.
 template <class T>
-void forward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& a) {
+Forward<T> forward_of(const Shape& s, const Addresses& a, const Addresses& parameters) {
     expect(a, 8);
-    const Forward<T> call{at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
-                          at<const T>(a[3]), at<T>(a[4]),       at<T>(a[5]),       at<T>(a[6]),
-                          at<T>(a[7])};
+    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
+            at<const T>(a[3]), at<T>(a[4]),       at<T>(a[5]),       at<T>(a[6]),
+            at<T>(a[7])};
+}
+
+template <class T>
+void forward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& arrays) {
+    const Forward<T> call = forward_of<T>(s, arrays, parameters);
     const py::gil_scoped_release release;
     forward(s, call, threads);
+}
+
+template <class T>
+void forward_dual_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& arrays,
+                     const Addresses& dot) {
+    const Forward<T> call = forward_of<T>(s, arrays, parameters);
+    if (call.reserve) throw std::invalid_argument("values with tangents: nothing can be kept");
+    const Tangent<T> t = tangent_of<T>(s, dot, Addresses(parameters.size(), 0));
+    const py::gil_scoped_release release;
+    forward_dual(s, call, t, threads);
 }
 
 template <class T>
@@ -211,6 +226,8 @@ PYBIND11_MODULE(_C, m) {
     m.attr("LARGE_MEMORY") = Memory::large;
     m.def("forward_float32", &forward_at<float>);
     m.def("forward_float64", &forward_at<double>);
+    m.def("forward_dual_float32", &forward_dual_at<float>);
+    m.def("forward_dual_float64", &forward_dual_at<double>);
     m.def("backward_float32", &backward_at<float>);
     m.def("backward_float64", &backward_at<double>);
     m.def("tangent_float32", &tangent_at<float>);

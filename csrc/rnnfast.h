@@ -120,6 +120,10 @@ struct Tangent {
 // Run a whole stack of layers and directions on up to `threads` threads. Results do not depend on `threads`.
 template <class T>
 void forward(const Shape& shape, const Forward<T>& call, int threads);
+// Inference, and the tangents of its outputs along those of x, h0 and c0 on the same way. call.reserve, the tangents of
+// the parameters and dot.z are nullptr: nothing is kept, the parameters stay where they are.
+template <class T>
+void forward_dual(const Shape& shape, const Forward<T>& call, const Tangent<T>& dot, int threads);
 template <class T>
 void backward(const Shape& shape, const Past<T>& past, const Adjoint<T>& adjoint, int threads);
 template <class T>

@@ -20,6 +20,7 @@ from rnnfast import _C
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 DTYPES = tuple(_SUFFIX)
 _FORWARD = {dtype: getattr(_C, f"forward_{name}") for dtype, name in _SUFFIX.items()}
+_FORWARD_DUAL = {dtype: getattr(_C, f"forward_dual_{name}") for dtype, name in _SUFFIX.items()}
 _BACKWARD = {dtype: getattr(_C, f"backward_{name}") for dtype, name in _SUFFIX.items()}
 _TANGENT = {dtype: getattr(_C, f"tangent_{name}") for dtype, name in _SUFFIX.items()}
 _SECOND = {dtype: getattr(_C, f"second_{name}") for dtype, name in _SUFFIX.items()}
@@ -319,6 +320,21 @@ def forward(
     arrays = _addresses((*call.inputs[:3], call.dropout, *outputs))
     _FORWARD[call.dtype](*call.start(), [*arrays, kept])
     return outputs, reserve
+
+
+def forward_dual(
+    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, tangents: SomeInputs
+) -> tuple[Outputs, Outputs]:
+    """The outputs, and their derivative along `tangents` of x, h0 and c0, in one pass that keeps nothing. The weights
+    have no tangents."""
+    if any(t is not None for t in tangents.weights):
+        raise ValueError("forward_dual: expected no tangents of weights")
+    call = _Call(stack, inputs, batch_sizes, dropout)
+    v = call.dense_inputs("tangent of ", tangents.flat())
+    outputs, outputs_dot = call.empty_outputs(), call.empty_outputs()
+    arrays = _addresses((*call.inputs[:3], call.dropout, *outputs, None))
+    _FORWARD_DUAL[call.dtype](*call.start(), arrays, _addresses((*v[:3], *outputs_dot)))
+    return outputs, outputs_dot
 
 
 def backward(

@@ -59,6 +59,11 @@ def _is_traced(x: Tensor) -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
 
 
+def is_plain(x: Tensor) -> bool:
+    """May functions of `rnnfast.kernels` be called that are no ops, and that `rnnfast.cuda` lacks?"""
+    return x.is_cpu and not _is_traced(x)
+
+
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
@@ -124,11 +129,6 @@ def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Ten
 
 def _backward_fake(*args):
     return _gradients_fake(Inputs(*args[4:8]), *args[15:])
-
-
-def keeps_sweeps(x: Tensor) -> bool:
-    """Is there `backward_kept`, with which a second derivative costs less? Not on a GPU, not where calls are traced."""
-    return x.is_cpu and not _is_traced(x)
 
 
 # --- tangent ----------------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ One call runs a whole stack of layers and directions, and is one node of the gra
     _Tangent   tangent outputs(inputs, tangents), linear in the latter   reverse: _Second, _Backward
     _Second    second derivatives; the last of the line
 
-Double backward goes through _Backward and through _Forward in any case, since cotangents come from outputs. So _Backward
-gives the gradients of its own arguments, of what _Forward gave and kept among them, and one pass of _Forward carries all
-of it to the inputs. Where the second derivative is differentiated or transformed itself, and on a GPU, _Second gives
-gradients of the inputs at once.
+Double backward goes through _Backward and through _Forward in any case, since cotangents come from outputs. So
+_Backward gives the gradients of its own arguments, of what _Forward gave and kept among them, and one pass of _Forward
+carries all of it to the inputs. Where the second derivative is differentiated or transformed itself, and on a GPU,
+_Second gives gradients of the inputs at once.
 
 Under vmap the mapped dimension joins the batch, and `groups` keeps the weight gradients of the samples apart. Dynamo
 (torch.compile) refuses a Function with a `jvp` of its own, so there the whole call is one opaque function of its graph,
@@ -46,7 +46,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from rnnfast import kernels, library, linear
 from rnnfast.batching import Kind, vmap_rule
-from rnnfast.kernels import DTYPES, Inputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["CELLS", "DTYPES", "recurrent"]
 
@@ -95,6 +95,8 @@ def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[
     inputs = Inputs(x, h0, c0, weights)
     if linear.is_recording() and not _is_transformed() and _any_requires_grad(inputs):
         return linear.record(stack, inputs, batch_sizes, dropout)
+    if _is_transformed() and (outputs := _in_forward_mode_alone(stack, inputs, batch_sizes, dropout)):
+        return outputs
     if _is_transformed() or _any_requires_grad(inputs):
         y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None
@@ -120,6 +122,39 @@ def _is_recorded() -> bool:
 def _is_transformed() -> bool:
     """Is a torch.func transform or a forward-mode level active?"""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _in_forward_mode_alone(stack: Stack, inputs: Inputs, batch_sizes, dropout) -> Outputs | None:
+    """The call, if forward mode is all that is asked of it: values and tangents in one pass. None if there is more to
+    it, or less."""
+    args, interpreter = [*inputs.flat(), batch_sizes, dropout], peek_interpreter_stack()
+    both = None
+    if interpreter is None:
+        if forward_ad._current_level >= 0:
+            both = _dual(stack, [_as_dual(arg) for arg in args])
+    elif interpreter.key() == TransformType.Jvp:
+        mode = JvpInterpreter(interpreter)
+        pairs = [_on_level_below(arg, mode) for arg in args]
+        with mode.lower():
+            if peek_interpreter_stack() is None:
+                both = _dual(stack, pairs)
+    if both is None:
+        return None
+    y, h_n, *c_n = _make_duals(*map(_present, both))
+    return Outputs(y, h_n, c_n[0] if c_n else None)
+
+
+def _dual(stack: Stack, pairs: list[tuple[Any, Tensor | None]]) -> tuple[Outputs, Outputs] | None:
+    """Outputs and their tangents of (*inputs, batch_sizes, dropout) and their tangents, where those of the weights are
+    zero and nobody wants a graph."""
+    *flat, batch_sizes, dropout = (value for value, _ in pairs)
+    inputs, tangents = _inputs(flat), _some_inputs(tangent for _, tangent in pairs[:-2])
+    moved = _present(tangents[:3])
+    if not moved or not _all_none(tangents.weights) or not library.is_plain(inputs.x):
+        return None
+    if _any_requires_grad(inputs) or any(tangent.requires_grad for tangent in moved):
+        return None
+    return kernels.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
 
 
 class _Spec(NamedTuple):
@@ -273,28 +308,36 @@ class _Context:
     mark_non_differentiable = set_materialize_grads = save_for_backward
 
 
+def _as_dual(arg: Any) -> tuple[Any, Tensor | None]:
+    """Value and tangent; arguments that are no tensors have none."""
+    return forward_ad.unpack_dual(arg, level=_DUAL) if isinstance(arg, Tensor) else (arg, None)
+
+
+def _make_duals(outputs: tuple, outputs_dot: tuple) -> tuple[Tensor, ...]:
+    both = zip(outputs, outputs_dot, strict=True)
+    return tuple(a if a_dot is None else forward_ad.make_dual(a, a_dot, level=_DUAL) for a, a_dot in both)
+
+
 def _apply_forward_mode(node: type[_Node], interpreter: JvpInterpreter, args: tuple) -> tuple[Tensor, ...]:
     """The node and its tangent node, on the level below that of the transform; what has a tangent is a dual again."""
-    level = interpreter.level()
-    pairs = [_primal_and_tangent(arg, level) for arg in args]
-    primals, tangents = [primal for primal, _ in pairs], [tangent for _, tangent in pairs]
+    primals, tangents = zip(*(_on_level_below(arg, interpreter) for arg in args), strict=True)
     with interpreter.lower():
         outputs = node.apply(*primals)
         if _all_none(tangents):
             return outputs
         context = _Context()
-        node.setup_context(context, tuple(primals), outputs)
+        node.setup_context(context, primals, outputs)
         outputs_dot = node.jvp(context, *tangents)
-    both = zip(outputs, outputs_dot, strict=True)
-    return tuple(a if a_dot is None else forward_ad.make_dual(a, a_dot, level=_DUAL) for a, a_dot in both)
+    return _make_duals(outputs, outputs_dot)
 
 
-def _primal_and_tangent(arg: Any, level: int) -> tuple[Any, Tensor | None]:
-    """On the level below; arguments that are no tensors are their own primals."""
-    if not isinstance(arg, Tensor):
-        return arg, None
-    primal, tangent = forward_ad.unpack_dual(arg, level=_DUAL)
-    return _unwrap_for_grad(primal, level), None if tangent is None else _unwrap_for_grad(tangent, level)
+def _on_level_below(arg: Any, interpreter: JvpInterpreter) -> tuple[Any, Tensor | None]:
+    """Value and tangent of what is a dual on the level of the interpreter."""
+    value, tangent = _as_dual(arg)
+    if not isinstance(value, Tensor):
+        return value, None
+    level = interpreter.level()
+    return _unwrap_for_grad(value, level), None if tangent is None else _unwrap_for_grad(tangent, level)
 
 
 class _Forward(_Node):
@@ -323,7 +366,7 @@ class _Forward(_Node):
         cotangents = _some_outputs(ctx.stack, cotangents)
         batch_sizes, dropout, y, reserve, *inputs = ctx.saved_tensors
         if _is_recorded():
-            keep = reserve.requires_grad and not _is_transformed() and library.keeps_sweeps(y)
+            keep = reserve.requires_grad and not _is_transformed() and library.is_plain(y)
             spec = _Spec(ctx.stack, wanted_plain=wanted, keep=keep)
             some = _Backward.apply(spec, batch_sizes, dropout, y, reserve, *cotangents, *inputs)
             return None, None, None, *_wanted(wanted, some)

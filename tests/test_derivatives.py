@@ -144,6 +144,53 @@ def test_double_backward_of_a_part(case: Case) -> None:
         torch.testing.assert_close(mixed(functions[0], i, j), mixed(functions[1], i, j), rtol=1e-10, atol=1e-10)
 
 
+@every_example
+@pytest.mark.parametrize("moved", [(0,), (1,), (0, 1, 2)], ids=["x", "h0", "x and states"])
+def test_forward_mode_alone(case: Case, moved: tuple[int, ...], monkeypatch) -> None:
+    """Without a graph and with the weights at rest, values and tangents come out of one pass: the same as of two."""
+    values, _, _ = leaves_of(case)
+    _, op = op_of(case, make_inputs(case))
+    moved = moved[: 3 if case.mode == "LSTM" else 2]
+    at, along = tuple(values[k] for k in moved), tuple(torch.randn_like(values[k]) for k in moved)
+
+    def function(*some: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(moved, some, strict=True))
+        return op(*(given.get(k, value) for k, value in enumerate(values)))
+
+    values[-1].requires_grad_()  # so that a graph is recorded, and the tangents are those of a finished pass
+    want = [tuple(t.detach() for t in some) for some in jvp(function, at, along)]
+    monkeypatch.delattr(kernels, "tangent")  # not to be called
+    with torch.no_grad():
+        assert_equal(sum(jvp(function, at, along), ()), sum(want, ()))
+        with forward_ad.dual_level():
+            duals = function(*(forward_ad.make_dual(*pair) for pair in zip(at, along, strict=True)))
+            got = [tuple(some) for some in zip(*map(forward_ad.unpack_dual, duals), strict=True)]
+    assert_equal(sum(got, ()), sum(want, ()))
+
+
+@every_example
+def test_forward_mode_with_more_around_it(case: Case) -> None:
+    """Along x alone, where another transform needs what a pass by itself would not have kept."""
+    values, loss, truth = leaves_of(case)
+    x, rest = values[0], values[1:]
+    along = torch.randn_like(x)
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(truth(at, *rest), at, create_graph=True)
+    (curved,) = torch.autograd.grad((slope * along).sum(), at)
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        return loss(x, *rest)
+
+    with torch.no_grad():
+        torch.testing.assert_close(jvp(grad(one), (x,), (along,))[1], curved, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(grad(lambda x: jvp(one, (x,), (along,))[1])(x), curved, rtol=1e-10, atol=1e-10)
+        slopes = vmap(lambda v: jvp(one, (x,), (v,))[1])(torch.stack([along, -along]))
+        number = (slope.detach() * along).sum()
+        torch.testing.assert_close(slopes, torch.stack([number, -number]), rtol=1e-10, atol=1e-10)
+        with pytest.raises(NotImplementedError, match="forward mode over forward mode"):
+            jvp(lambda x: jvp(one, (x,), (along,))[1], (x,), (along,))
+
+
 @pytest.mark.parametrize("case", [Case("LSTM", T=2, B=2, I=2, H=3, D=2), Case("RNN_TANH", T=3, B=1, I=2, H=3, L=2)])
 def test_jacobians(case: Case) -> None:
     values, _, _ = leaves_of(case)

@@ -18,16 +18,20 @@ class ForwardRun : Run<T> {
         Run<T>::everyone, Run<T>::group_barriers;
 
 public:
-    ForwardRun(const Shape& shape, const Forward<T>& call, int threads)
+    // dot: tangents of x, h0 and c0 to take along, or nullptr. Their rows go through the same products, after those of
+    // the values.
+    ForwardRun(const Shape& shape, const Forward<T>& call, const Tangent<T>* dot, int threads)
         : Run<T>(shape, threads),
           call(call),
+          dot(dot),
+          halves(dot ? 2 : 1),
           reserve(shape, N),
           gates(s.cell == Cell::lstm ? Columns::of_gates(s.H, kernel.lanes)
                                      : Columns::of_matrix(s.H, kernel.lanes, plan.splits)),
           projected(Columns::of_matrix(s.P, kernel.lanes, plan.splits)),
-          direct(N <= direct_rows),
-          chunk_steps(direct ? 1 : std::max<int64_t>(1, std::min(s.T, chunk_rows / this->group_size()))) {
-        const int64_t rows_of_chunk = chunk_steps * this->group_size();
+          direct(N <= direct_rows && !dot),
+          chunk_steps(direct ? 1 : std::max<int64_t>(1, std::min(s.T, chunk_rows / (halves * this->group_size())))) {
+        const int64_t rows_of_chunk = chunk_steps * halves * this->group_size();
         const bool inference = !call.reserve;
         for (int64_t l = 0; l < s.L; ++l)
             for (int64_t d = 0; d < s.D; ++d)
@@ -37,10 +41,16 @@ public:
         if (inference && s.cell == Cell::lstm)
             for (int g = 0; g < plan.directions * plan.row_groups; ++g)
                 z_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
-        if (inference && s.P) m_step = Buffer<T>(s.D * s.B * s.H);
+        if (inference && s.P) m_step = Buffer<T>(halves * s.D * s.B * s.H);
         for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) {
-            if (inference) hidden[i] = Buffer<T>(N * s.D * R);
-            if (call.dropout) dropped[i] = Buffer<T>(N * s.D * R);
+            if (inference) hidden[i] = Buffer<T>(halves * N * s.D * R);
+            if (call.dropout) dropped[i] = Buffer<T>(halves * N * s.D * R);
+        }
+        if (dot) {
+            const int64_t widest = std::max({s.I, s.D * R, G * s.H});
+            nothing = Buffer<T>(widest);
+            std::fill_n(nothing.get(), widest, T(0));
+            if (s.cell == Cell::lstm) cells = Buffer<T>(s.D * N * s.H);
         }
         for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk));
     }
@@ -56,9 +66,9 @@ private:
     };
     // Row pointers of one thread.
     struct Rows {
-        explicit Rows(int64_t n) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), h(n), y(n) {}
+        explicit Rows(int64_t n) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), h(n), y(n), c_dot(n) {}
         Buffer<const T*> x, bias, h_prev, c_prev;
-        Buffer<T*> z, c, h, y;
+        Buffer<T*> z, c, h, y, c_dot;
     };
 
     void work(const Share& my) {
@@ -85,13 +95,15 @@ private:
         }
     }
 
-    const T* input(int64_t l) const {
-        if (l == 0) return call.x;
-        return call.dropout ? dropped[(l - 1) % 2].get() : output(l - 1);
+    // Of values (half 0) and of tangents (half 1).
+    const T* input(int64_t l, int half = 0) const {
+        if (l == 0) return half ? dot->x : call.x;
+        return call.dropout ? dropped[(l - 1) % 2].get() + half * N * s.D * R : output(l - 1, half);
     }
-    T* output(int64_t l) const {
-        if (l == s.L - 1) return call.y;
-        return call.reserve ? call.reserve + reserve.hidden + l * N * s.D * R : hidden[l % 2].get();
+    T* output(int64_t l, int half = 0) const {
+        if (l == s.L - 1) return half ? dot->y : call.y;
+        return call.reserve ? call.reserve + reserve.hidden + l * N * s.D * R
+                            : hidden[l % 2].get() + half * N * s.D * R;
     }
 
     void sweep_forward(const Share& my, int64_t l, int64_t d) {
@@ -119,27 +131,37 @@ private:
         const Weights& w = weights[this->sweep(l, d)];
         Rows& to = rows[my.thread];
         int64_t n = 0;
-        this->for_rows(my, way, step0, step1, [&](int64_t t, int64_t b) {
-            const int64_t row = sequence.row(t) + b;
-            to.x[n] = input(l) + row * I;
-            to.bias[n] = w.bias.get();
-            to.z[n] = z_row(my, l, d, row, n);
-            ++n;
-        });
+        for (int64_t step = step0; step < step1; ++step)
+            for (int half = 0; half < halves; ++half)
+                this->for_rows(my, way, step, step + 1, [&](int64_t t, int64_t b) {
+                    const int64_t row = sequence.row(t) + b;
+                    to.x[n] = input(l, half) ? input(l, half) + row * I : nothing.get();
+                    to.bias[n] = half ? nothing.get() : w.bias.get();
+                    to.z[n] = z_row(my, l, d, row, half, n);
+                    ++n;
+                });
         if (!direct)
             kernel.product(
                 {n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
     }
 
     // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
-    T* z_row(const Share& my, int64_t l, int64_t d, int64_t row, int64_t n) const {
-        if (s.cell != Cell::lstm) return output(l) + (row * s.D + d) * R;
+    T* z_row(const Share& my, int64_t l, int64_t d, int64_t row, int half, int64_t n) const {
+        if (s.cell != Cell::lstm) return output(l, half) + (row * s.D + d) * R;
         if (!call.reserve) return z_chunk[my.group].get() + n * G * s.H;
         return call.reserve + reserve.gates + (this->sweep(l, d) * N + row) * G * s.H;
     }
 
-    const T* h_previous(const Direction& way, int64_t l, int64_t d, int64_t t, int64_t b) const {
-        return this->previous(way, t, b, output(l) + d * R, s.D * R, this->state(call.h0, l, d, b, R));
+    // h_{t-1} of the rows of step t, into to.h_prev; -> how many
+    int64_t h_previous(const Share& my, const Direction& way, int64_t l, int64_t d, int64_t t, Rows& to) const {
+        const Range batch = this->my_rows(my, t);
+        int64_t n = 0;
+        for (int half = 0; half < halves; ++half)
+            for (int64_t b = batch.begin; b < batch.end; ++b) {
+                const T* h0 = this->state(half ? dot->h0 : call.h0, l, d, b, R);
+                to.h_prev[n++] = this->previous(way, t, b, output(l, half) + d * R, s.D * R, h0);
+            }
+        return n;
     }
 
     // The product of a step: z += W_hh h_{t-1}. Direct: all of z is ready by then, and the product empty.
@@ -163,12 +185,14 @@ private:
 
     int64_t elman_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first, const Range& panels) {
         const Direction way = this->direction(d);
-        const int64_t t = way.time(step);
-        const Range batch = this->my_rows(my, t);
         Rows& to = rows[my.thread];
-        int64_t n = 0;
-        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) to.h_prev[n] = h_previous(way, l, d, t, b);
-        kernel.elman_step({recurrence(l, d, to, n, first, panels), s.cell == Cell::relu});
+        const int64_t n = h_previous(my, way, l, d, way.time(step), to);
+        const Product<T> product = recurrence(l, d, to, n, first, panels);
+        const bool relu = s.cell == Cell::relu;
+        if (dot)
+            kernel.elman_step_dual({product, relu});
+        else
+            kernel.elman_step({product, relu});
         return n;
     }
 
@@ -177,25 +201,43 @@ private:
         const int64_t t = way.time(step), i = this->sweep(l, d);
         const Range batch = this->my_rows(my, t);
         Rows& to = rows[my.thread];
+        const int64_t count = h_previous(my, way, l, d, t, to);
+        T* const history = cell_history(l, d);
         int64_t n = 0;
         for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
             const int64_t row = sequence.row(t) + b;
-            to.h_prev[n] = h_previous(way, l, d, t, b);
-            to.y[n] = output(l) + (row * s.D + d) * R;
-            if (call.reserve) {
-                const T* cells = call.reserve + reserve.cells + i * N * s.H;
-                to.c_prev[n] = this->previous(way, t, b, cells, s.H, this->state(call.c0, l, d, b, s.H));
-                to.c[n] = call.reserve + reserve.cells + (i * N + row) * s.H;
-            } else {
-                to.c_prev[n] = to.c[n] = call.c_n + (i * s.B + b) * s.H;
+            to.c_prev[n] = to.c[n] = call.c_n + (i * s.B + b) * s.H;
+            if (history) {
+                to.c_prev[n] = this->previous(way, t, b, history, s.H, this->state(call.c0, l, d, b, s.H));
+                to.c[n] = history + row * s.H;
             }
-            to.h[n] = !s.P           ? to.y[n]
-                      : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
-                                     : m_step.get() + (d * s.B + b) * s.H;
+            if (dot) to.c_dot[n] = dot->c_n + (i * s.B + b) * s.H;
+            for (int64_t half = 0, r = n; half < halves; ++half, r += batch.end - batch.begin) {
+                to.y[r] = output(l, half) + (row * s.D + d) * R;
+                to.h[r] = !s.P           ? to.y[r]
+                          : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
+                                         : m_step.get() + ((half * s.D + d) * s.B + b) * s.H;
+            }
         }
-        kernel.lstm_step({recurrence(l, d, to, n, first, panels), to.c_prev.get(), to.c.get(), to.h.get()});
-        if (s.P) project_output(my, i, n);
-        return n;
+        const LstmStep<T> values{recurrence(l, d, to, count, first, panels), to.c_prev.get(), to.c.get(), to.h.get()};
+        if (dot)
+            kernel.lstm_step_dual({values,
+                                   {{},
+                                    values.product.c,
+                                    values.c,
+                                    values.c_prev,
+                                    to.c_dot.get(),
+                                    to.c_dot.get(),
+                                    values.h + n,
+                                    nullptr,
+                                    nullptr,
+                                    nullptr,
+                                    nullptr,
+                                    nullptr}});
+        else
+            kernel.lstm_step(values);
+        if (s.P) project_output(my, i, count);
+        return count;
     }
 
     // y = W_hr h, of all parts of the units.
@@ -218,10 +260,19 @@ private:
                 {n, s.H, to.h.get(), 1, projected, r.begin, r.end, weights[i].hr.get(), nullptr, to.y.get()});
     }
 
-    // Inference carries the cells in c_n.
+    // Inference carries the cells in c_n, and so are those of tangents.
     void start_cells(const Share& my, int64_t l, int64_t d, const Range& units) {
-        for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
-            copy_columns(call.c_n + (this->sweep(l, d) * s.B + b) * s.H, this->state(call.c0, l, d, b, s.H), units);
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
+            const int64_t at = (this->sweep(l, d) * s.B + b) * s.H;
+            copy_columns(call.c_n + at, this->state(call.c0, l, d, b, s.H), units);
+            if (dot) copy_columns(dot->c_n + at, this->state(dot->c0, l, d, b, s.H), units);
+        }
+    }
+
+    // The cells of all steps of a sweep (N,H), or nullptr: not at hand.
+    T* cell_history(int64_t l, int64_t d) const {
+        if (call.reserve) return call.reserve + reserve.cells + this->sweep(l, d) * N * s.H;
+        return dot ? cells.get() + d * N * s.H : nullptr;
     }
 
     // Final states, and the output of this layer scaled by dropout for the next one.
@@ -230,25 +281,32 @@ private:
         const int64_t i = this->sweep(l, d);
         for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
             const int64_t t = way.end(b), row = sequence.row(t) + b;
-            copy_columns(call.h_n + (i * s.B + b) * R, output(l) + (row * s.D + d) * R, outputs);
-            if (s.cell == Cell::lstm && call.reserve)
-                copy_columns(call.c_n + (i * s.B + b) * s.H, call.reserve + reserve.cells + (i * N + row) * s.H, units);
+            for (int half = 0; half < halves; ++half)
+                copy_columns((half ? dot->h_n : call.h_n) + (i * s.B + b) * R, output(l, half) + (row * s.D + d) * R,
+                             outputs);
+            if (s.cell == Cell::lstm && (call.reserve || dot))
+                copy_columns(call.c_n + (i * s.B + b) * s.H, cell_history(l, d) + row * s.H, units);
         }
         if (call.dropout && l < s.L - 1)
-            this->drop_columns(my, dropped[l % 2].get() + d * R, output(l) + d * R,
-                               call.dropout + l * N * s.D * R + d * R, outputs);
+            for (int half = 0; half < halves; ++half)
+                this->drop_columns(my, dropped[l % 2].get() + half * N * s.D * R + d * R, output(l, half) + d * R,
+                                   call.dropout + l * N * s.D * R + d * R, outputs);
     }
 
     const Forward<T>& call;
+    const Tangent<T>* const dot;  // or nullptr
+    const int halves;             // of the rows: values, and tangents if there are any
     const Reserve reserve;
     const Columns gates, projected;
     const bool direct;
     const int64_t chunk_steps;
     std::vector<Weights> weights;    // [L*D]
     std::vector<Buffer<T>> z_chunk;  // [groups], inference: rows (G,H) of one chunk
-    Buffer<T> m_step;                // (D,B,H), inference: o * tanh(c) before W_hr
-    Buffer<T> hidden[2];             // (N,D*R), inference: output of the layer below, by turns
-    Buffer<T> dropped[2];            // (N,D*R), the same after dropout
+    Buffer<T> m_step;                // (halves,D,B,H), inference: o * tanh(c) before W_hr
+    Buffer<T> hidden[2];             // (halves,N,D*R), inference: output of the layer below, by turns
+    Buffer<T> dropped[2];            // (halves,N,D*R), the same after dropout
+    Buffer<T> cells;                 // (D,N,H), with tangents, which need c_{t-1} beside c_t
+    Buffer<T> nothing;               // zeros: tangents that are not given, and of the biases
     std::vector<Rows> rows;          // [threads]
 };
 
@@ -260,10 +318,17 @@ int64_t reserve_per_row(const Shape& shape) { return Reserve(shape, 1).size; }
 
 template <class T>
 void forward(const Shape& shape, const Forward<T>& call, int threads) {
-    run_with(threads, [&](int n) { return std::make_unique<ForwardRun<T>>(shape, call, n); });
+    run_with(threads, [&](int n) { return std::make_unique<ForwardRun<T>>(shape, call, nullptr, n); });
+}
+
+template <class T>
+void forward_dual(const Shape& shape, const Forward<T>& call, const Tangent<T>& dot, int threads) {
+    run_with(threads, [&](int n) { return std::make_unique<ForwardRun<T>>(shape, call, &dot, n); });
 }
 
 template void forward<float>(const Shape&, const Forward<float>&, int);
 template void forward<double>(const Shape&, const Forward<double>&, int);
+template void forward_dual<float>(const Shape&, const Forward<float>&, const Tangent<float>&, int);
+template void forward_dual<double>(const Shape&, const Forward<double>&, const Tangent<double>&, int);
 
 }  // namespace rnnfast

@@ -122,6 +122,19 @@ struct LstmStepTangent {
     T* const* c_bend_prev;  // rows (H), which is added to
 };
 
+// A step and its tangents together: the product is that of `step`, of n rows of values and then as many of tangents.
+template <class T>
+struct LstmStepDual {
+    LstmStep<T> step;
+    LstmStepTangent<T> tangent;  // without a product of its own
+};
+
+template <class T>
+struct ElmanStepDual {
+    Product<T> product;  // into n rows of h (H) and n rows of h_dot (H)
+    bool relu;
+};
+
 template <class T>
 struct ElmanStepTangent {
     Product<T> product;  // into z_dot rows (H)
@@ -194,6 +207,8 @@ struct Kernels {
     void (*elman_step_backward)(const ElmanStepBackward<T>&);
     void (*lstm_step_tangent)(const LstmStepTangent<T>&);
     void (*elman_step_tangent)(const ElmanStepTangent<T>&);
+    void (*lstm_step_dual)(const LstmStepDual<T>&);
+    void (*elman_step_dual)(const ElmanStepDual<T>&);
     void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
     void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
     void (*wide_reservoir_step)(const WideReservoirStep<T>&);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -86,11 +87,10 @@ struct Arrays {
         return out;
     }
 
-    void forward(const Shape& s, int threads, bool keep) {
-        rnnfast::forward<T>(s,
-                            {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout),
-                             y.data(), h_n.data(), c_n.data(), keep ? reserve_or_y() : nullptr},
-                            threads);
+    void forward(const Shape& s, int threads, bool keep) { rnnfast::forward<T>(s, call(s, keep), threads); }
+    Forward<T> call(const Shape& s, bool keep) {
+        return {x.data(), optional(h0), optional(c0), parameters<const T*>(s, weights), optional(dropout),
+                y.data(), h_n.data(),   c_n.data(),   keep ? reserve_or_y() : nullptr};
     }
     void backward(const Shape& s, int threads, int64_t groups = 1, const T* z = nullptr) {
         Adjoint<T> a = adjoint(s, groups);
@@ -375,6 +375,33 @@ void check_pre_activations(const Case& which, int threads) {
     expect(error <= 1e-14, "tangents of z", which.name, 8, threads, error);
 }
 
+// Values with tangents of x, h0 and c0 in one pass: the same bits as in two.
+template <class T>
+void check_dual(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<T> values(which, 11), tangents(which, 12), two_values(which, 11), two_tangents(which, 12);
+    two_values.forward(s, threads, true);
+    Tangent<T> dot = two_tangents.direction(s);
+    dot.parameters.assign(dot.parameters.size(), {});
+    rnnfast::tangent<T>(s, two_values.past(s), dot, threads);
+    Tangent<T> along = tangents.direction(s);
+    along.parameters = dot.parameters;
+    rnnfast::forward_dual<T>(s, values.call(s, false), along, threads);
+    // A few rows alone go through the weights in another order.
+    const auto same = [](const Numbers<T>& a, const Numbers<T>& b) {
+        double worst = 0;
+        for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double(a[i]) - double(b[i])));
+        return worst;
+    };
+    const double bound = s.rows() <= 8 ? 64 * std::numeric_limits<T>::epsilon() : 0;
+    const double value =
+        std::max({same(values.y, two_values.y), same(values.h_n, two_values.h_n), same(values.c_n, two_values.c_n)});
+    const double tangent = std::max(
+        {same(tangents.y, two_tangents.y), same(tangents.h_n, two_tangents.h_n), same(tangents.c_n, two_tangents.c_n)});
+    expect(value <= bound, "values beside tangents", which.name, sizeof(T), threads, value);
+    expect(tangent <= bound, "tangents beside values", which.name, sizeof(T), threads, tangent);
+}
+
 // Gradients of each group of sequences, added up, are those of the batch.
 void check_groups(const Case& which, int threads) {
     const Shape s = which.shape();
@@ -501,6 +528,8 @@ int main() {
                 check_backward(which, threads);
                 if (which.cell != Cell::relu) check_second(which, threads);  // relu bends where no difference is small
                 check_pre_activations(which, threads);
+                check_dual<float>(which, threads);
+                check_dual<double>(which, threads);
                 check_groups(which, threads);
                 check_swept(which, threads);
                 ++checks;
