@@ -123,12 +123,13 @@ def _with_samples(plain: Contender, job: Job, data: Data, device: str) -> Conten
 
 
 def _jvp_input(job: Job, data: Data, device: str) -> list[Contender]:
-    """The tangent of y for one of x."""
+    """The tangent of y for one of x, beside y alone; neither records a graph."""
     direction = torch.randn_like(data.x)
 
     def contender(name: str) -> Contender:
         module = load_module(LIBRARIES[name], job.shape, data, device)
 
+        @torch.no_grad()
         def run() -> tuple[Tensor, Tensor]:
             return jvp(lambda x: module(x)[0], (data.x,), (direction,))
 
@@ -139,8 +140,8 @@ def _jvp_input(job: Job, data: Data, device: str) -> list[Contender]:
         with torch.no_grad():
             return _difference(lambda at: {"y_dot": module(at["x"])[0]}, {"x": data.x}, {"x": direction})
 
-    forward = partial(load_module(LIBRARIES["rnnfast"], job.shape, data, device), data.x)
-    return [Contender("plain", forward, truth), *map(contender, _names(job))]
+    forward = torch.no_grad()(load_module(LIBRARIES["rnnfast"], job.shape, data, device))
+    return [Contender("plain", partial(forward, data.x), truth), *map(contender, _names(job))]
 
 
 def _jvp_weights(job: Job, data: Data, device: str) -> list[Contender]:

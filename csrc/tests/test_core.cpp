@@ -108,7 +108,8 @@ struct Arrays {
     void second(const Shape& s, int threads, Arrays& v, Arrays& first, Arrays& plain) {
         first.swept.resize(Swept(s).size);
         rnnfast::backward<T>(s, past(s), first.adjoint(s, 1), threads);
-        Numbers<T> y(plain.dy.size()), kept(reserve.size());
+        const T unset = std::numeric_limits<T>::quiet_NaN();
+        Numbers<T> y(plain.dy.size(), unset), kept(reserve.size(), unset);
         rnnfast::second<T>(s, past(s), first.swept.data(), v.direction(s), plain.adjoint(s, 1), {y.data(), kept.data()},
                            threads);
         std::vector<Numbers<T>> direct;
