@@ -15,6 +15,7 @@ BackwardRun<T>::BackwardRun(const Shape& shape, const Past<T>& past, const Adjoi
       adjoint(adjoint),
       parameters(past.parameters),
       bend{},
+      sweeps(true),
       keep(adjoint.swept),
       reserve(s, N),
       trace(past, reserve),
@@ -44,6 +45,7 @@ BackwardRun<T>::BackwardRun(const Shape& shape, const Past<T>& past, const T* sw
       adjoint(adjoint),
       parameters(parameters_dot),
       bend(bend),
+      sweeps(false),
       keep(true),
       reserve(s, N),
       trace(dot),
@@ -74,7 +76,7 @@ void BackwardRun<T>::make_room() {
 
 template <class T>
 void BackwardRun<T>::work(const Share& my) {
-    if (bend.y && s.cell == Cell::lstm)  // of an Elman cell the bend is there
+    if (!sweeps && s.cell == Cell::lstm)  // of an Elman cell the bend is there
         for (int64_t l = 0; l < s.L; ++l) {
             const Range mine = Range::part(N * s.D * R, my.thread, plan.threads());
             std::fill(output_bend(l) + mine.begin, output_bend(l) + mine.end, T(0));
@@ -82,11 +84,11 @@ void BackwardRun<T>::work(const Share& my) {
     for (int64_t l = s.L - 1; l >= 0; --l) {
         pack(l, my.thread);
         everyone.wait();
-        if (!bend.y)
+        if (sweeps)
             for (int64_t d = my.directions.begin; d < my.directions.end; ++d) sweep_backward(my, l, d);
         if (past.dropout && l > 0) drop(l, my.thread);
         everyone.wait();
-        if (bend.y)
+        if (!sweeps)
             for (int64_t d = 0; d < s.D; ++d) {
                 bend_outputs(l, d, my.thread);
                 bend_cell_outputs(l, d, my.thread);
@@ -346,7 +348,7 @@ template <class T>
 void BackwardRun<T>::input_gradient(int64_t l, int thread) {
     const int64_t I = s.input(l);
     const Columns of_x = Columns::of_matrix(I, kernel.lanes, 1);
-    T* const more = !l ? nullptr : bend.y ? output_bend(l - 1) : nullptr;  // what dx is to be added to
+    T* const more = l && !sweeps ? output_bend(l - 1) : nullptr;  // what dx is to be added to
     const T* const kept = l && adjoint.kept ? adjoint.kept + reserve.hidden + (l - 1) * N * I : nullptr;
     T* const dx = !l ? adjoint.x : more && !past.dropout ? more : d_hidden[(l - 1) % 2].get();
     Scratch& at = scratch[thread];
@@ -429,7 +431,7 @@ void BackwardRun<T>::add_block(const Parameters<T*>& to, int64_t l, int64_t d, i
         for (int64_t r = 0; r < n; ++r) at.h[r] = h_previous(way, l, d, at.block[r].t, at.block[r].b);
         add_outer(at, mine, n, left, stride, R, first, to.w_hh);
     }
-    if (!bend.y)
+    if (sweeps)
         for (T* bias : {to.b_ih, to.b_hh})
             if (bias) kernel.add_rows(n, left, stride, mine.end - mine.begin, bias + mine.begin);
     if (to.w_hr) {

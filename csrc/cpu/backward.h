@@ -106,8 +106,9 @@ private:
     const Past<T>& past;
     const Adjoint<T>& adjoint;
     const std::vector<Parameters<const T*>>& parameters;  // [L*D], of the forward pass or of the tangents
-    const Bend<T> bend;                                   // nullptrs: this pass has a sweep
-    const bool keep;
+    const Bend<T> bend;
+    const bool sweeps;  // or bends
+    const bool keep;    // all layers and steps in `places`
     const Reserve reserve;
     const Trace<T> trace;          // of the forward pass or of the tangents
     const Columns units, outputs;  // of W_hr or the cell (H); of h (R)

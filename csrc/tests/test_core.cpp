@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "cpu/memory.h"
+#include "larger.h"
 #include "rnnfast.h"
 
 namespace {
@@ -257,10 +258,10 @@ void check_forward(const Case& which, int threads) {
     a.forward(s, threads, true);
     const Numbers<T> trained = a.y;
     double error = 0;
-    for (size_t i = 0; i < truth.size(); ++i) error = std::max(error, std::abs(truth[i] - double(a.y[i])));
+    for (size_t i = 0; i < truth.size(); ++i) error = larger(error, std::abs(truth[i] - double(a.y[i])));
     // relu is not bounded by 1: measured against the largest output
     double scale = 1;
-    for (const double value : truth) scale = std::max(scale, std::abs(value));
+    for (const double value : truth) scale = larger(scale, std::abs(value));
     const double epsilon = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
     expect(error <= 64 * epsilon * scale, "forward", which.name, sizeof(T), threads, error);
     a.forward(s, threads, false);
@@ -326,14 +327,14 @@ void check_second(const Case& which, int threads) {
     a.dy = plain.dy, a.dh_n = plain.dh_n, a.dc_n = plain.dc_n;
     a.backward(s, threads);
     double error = 0;
-    for (size_t j = 0; j < y_slope.size(); ++j) error = std::max(error, std::abs(y_slope[j] - v.y[j]));
+    for (size_t j = 0; j < y_slope.size(); ++j) error = larger(error, std::abs(y_slope[j] - v.y[j]));
     expect(error <= 1e-6, "tangent", which.name, 8, threads, error);
     for (size_t i = 0; i < slopes.size(); ++i) {
         double worst = 0, scale = 1;
         for (size_t j = 0; j < slopes[i].size(); ++j) {
             const double want = slopes[i][j] + (*a.input_gradients()[i])[j];
-            worst = std::max(worst, std::abs((*plain.input_gradients()[i])[j] - want));
-            scale = std::max(scale, std::abs(want));
+            worst = larger(worst, std::abs((*plain.input_gradients()[i])[j] - want));
+            scale = larger(scale, std::abs(want));
         }
         expect(worst <= 1e-6 * scale, "second derivative", which.name, 8, threads, worst / scale);
     }
@@ -370,8 +371,7 @@ void check_pre_activations(const Case& which, int threads) {
             for (int64_t j = 0; j < s.H; ++j) {
                 const int64_t i = (row * s.D + d) * s.H + j;
                 const double slope = s.cell == Cell::tanh ? 1 - a.y[i] * a.y[i] : a.y[i] > 0;
-                error =
-                    std::max(error, std::abs(v.y[i] - slope * z_dot[((s.L - 1) * s.D + d) * units + row * s.H + j]));
+                error = larger(error, std::abs(v.y[i] - slope * z_dot[((s.L - 1) * s.D + d) * units + row * s.H + j]));
             }
     expect(error <= 1e-14, "tangents of z", which.name, 8, threads, error);
 }
@@ -388,17 +388,16 @@ void check_dual(const Case& which, int threads) {
     Tangent<T> along = tangents.direction(s);
     along.parameters = dot.parameters;
     rnnfast::forward_dual<T>(s, values.call(s, false), along, threads);
-    // A few rows alone go through the weights in another order.
-    const auto same = [](const Numbers<T>& a, const Numbers<T>& b) {
+    const auto off = [](const Arrays<T>& a, const Arrays<T>& b) {
         double worst = 0;
-        for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(double(a[i]) - double(b[i])));
+        for (const auto& [one, two] : {std::pair(&a.y, &b.y), {&a.h_n, &b.h_n}, {&a.c_n, &b.c_n}})
+            for (size_t i = 0; i < one->size(); ++i)
+                worst = larger(worst, std::abs(double((*one)[i]) - double((*two)[i])));
         return worst;
     };
-    const double bound = s.rows() <= 8 ? 64 * std::numeric_limits<T>::epsilon() : 0;
-    const double value =
-        std::max({same(values.y, two_values.y), same(values.h_n, two_values.h_n), same(values.c_n, two_values.c_n)});
-    const double tangent = std::max(
-        {same(tangents.y, two_tangents.y), same(tangents.h_n, two_tangents.h_n), same(tangents.c_n, two_tangents.c_n)});
+    // A few rows alone go through the weights in another order.
+    const double bound = s.rows() <= 8 ? 64 * double(std::numeric_limits<T>::epsilon()) : 0;
+    const double value = off(values, two_values), tangent = off(tangents, two_tangents);
     expect(value <= bound, "values beside tangents", which.name, sizeof(T), threads, value);
     expect(tangent <= bound, "tangents beside values", which.name, sizeof(T), threads, tangent);
 }
@@ -418,7 +417,7 @@ void check_groups(const Case& which, int threads) {
         for (size_t j = 0; j < size; ++j) {
             double sum = 0;
             for (int64_t b = 0; b < s.B; ++b) sum += grouped.gradients[i][b * size + j];
-            worst = std::max(worst, std::abs(sum - whole.gradients[i][j]));
+            worst = larger(worst, std::abs(sum - whole.gradients[i][j]));
         }
         expect(worst <= 1e-11, "groups add up", which.name, 8, threads, worst);
     }
@@ -444,7 +443,7 @@ void check_swept(const Case& which, int threads) {
         for (int64_t j = 0; s.bias && j < GH; ++j) {
             double sum = -plain.gradients[i * each + 2][j];
             for (int64_t row = 0; row < N; ++row) sum += asked.swept[at.dz + (i * N + row) * at.dz_stride + j];
-            worst = std::max(worst, std::abs(sum));
+            worst = larger(worst, std::abs(sum));
         }
         if (asked.dc0.empty()) continue;
         for (int64_t b = 0; b < s.B; ++b) {
@@ -456,7 +455,7 @@ void check_swept(const Case& which, int threads) {
             for (int64_t j = 0; j < s.H; ++j) {
                 const double f = asked.reserve[(i * N + row) * GH + s.H + j];
                 const double dc = f * asked.swept[at.dc + (i * N + row) * s.H + j];
-                worst = std::max(worst, std::abs(dc - asked.dc0[(i * s.B + b) * s.H + j]));
+                worst = larger(worst, std::abs(dc - asked.dc0[(i * s.B + b) * s.H + j]));
             }
         }
     }

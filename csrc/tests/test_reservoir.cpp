@@ -6,6 +6,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "larger.h"
 #include "rnnfast.h"
 
 namespace {
@@ -153,15 +154,15 @@ void check(const Case& c, int threads) {
     const Numbers<T> untouched = a.states;
     a.run(c, threads);
     double scale = 1, error = 0;
-    for (const double value : truth.states) scale = std::max(scale, std::abs(value));
-    for (const double value : truth.y) scale = std::max(scale, std::abs(value));
-    for (size_t i = 0; i < truth.y.size(); ++i) error = std::max(error, std::abs(truth.y[i] - double(a.y[i])));
+    for (const double value : truth.states) scale = larger(scale, std::abs(value));
+    for (const double value : truth.y) scale = larger(scale, std::abs(value));
+    for (size_t i = 0; i < truth.y.size(); ++i) error = larger(error, std::abs(truth.y[i] - double(a.y[i])));
     const int64_t rows = c.M * c.Q * c.B * c.T, stride = c.H + c.gap;
     for (int64_t row = 0; row < rows; ++row) {
         const double* h = &truth.states[row * c.H];
         for (int64_t j = 0; j < c.H; ++j) {
-            if (a.wants_states) error = std::max(error, std::abs(h[j] - double(a.states[row * stride + j])));
-            if (row % c.T == c.T - 1) error = std::max(error, std::abs(h[j] - double(a.h[row / c.T * c.H + j])));
+            if (a.wants_states) error = larger(error, std::abs(h[j] - double(a.states[row * stride + j])));
+            if (row % c.T == c.T - 1) error = larger(error, std::abs(h[j] - double(a.h[row / c.T * c.H + j])));
         }
         for (int64_t j = c.H; a.wants_states && row + 1 < rows && j < stride; ++j)
             expect(a.states[row * stride + j] == untouched[row * stride + j], "between rows", c.name, sizeof(T),
@@ -201,7 +202,7 @@ void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
             for (int64_t j = 0; j <= i; ++j) {
                 double sum = before[(s * Z + i) * Z + j];
                 for (int64_t k = 0; k < n; ++k) sum += x[s * stride + k * Z + i] * x[s * stride + k * Z + j];
-                error = std::max(error, std::abs(sum - gram[(s * Z + i) * Z + j]));
+                error = larger(error, std::abs(sum - gram[(s * Z + i) * Z + j]));
             }
     expect(error <= 1e-14 * double(n + 10), "Gram matrix", "", 8, threads, error);
     expect(gram == one, "Gram matrix of one thread", "", 8, threads, 0);
