@@ -92,12 +92,12 @@ def recurrent(
 
 
 def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[Tensor, Tensor, Tensor | None]:
-    inputs = Inputs(x, h0, c0, weights)
-    if linear.is_recording() and not _is_transformed() and _any_requires_grad(inputs):
+    inputs, transformed = Inputs(x, h0, c0, weights), _is_transformed()
+    if linear.is_recording() and not transformed and _any_requires_grad(inputs):
         return linear.record(stack, inputs, batch_sizes, dropout)
-    if _is_transformed() and (outputs := _in_forward_mode_alone(stack, inputs, batch_sizes, dropout)):
-        return outputs
-    if _is_transformed() or _any_requires_grad(inputs):
+    if transformed and (dual := _in_forward_mode_alone(stack, inputs, batch_sizes, dropout)):
+        return dual
+    if transformed or _any_requires_grad(inputs):
         y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None
     outputs, _ = library.forward(stack, inputs, batch_sizes, dropout, keep=False)

@@ -52,7 +52,7 @@ public:
             std::fill_n(nothing.get(), widest, T(0));
             if (s.cell == Cell::lstm) cells = Buffer<T>(s.D * N * s.H);
         }
-        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk));
+        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk, dot));
     }
 
     bool run() {
@@ -66,7 +66,7 @@ private:
     };
     // Row pointers of one thread.
     struct Rows {
-        explicit Rows(int64_t n) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), h(n), y(n), c_dot(n) {}
+        Rows(int64_t n, bool dual) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), h(n), y(n), c_dot(dual ? n : 0) {}
         Buffer<const T*> x, bias, h_prev, c_prev;
         Buffer<T*> z, c, h, y, c_dot;
     };
