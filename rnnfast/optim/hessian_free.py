@@ -271,6 +271,8 @@ class _Step:
                 keep_at = max(i + 1, keep_at * GRID)
             y = inverse * r
             ry, before = float(r @ y), ry
+            if ry == 0:
+                break  # solved, but for what underflows
             p = ry / before * p - y
         return _Result([*path, d], i, "")
 
