@@ -109,8 +109,11 @@ def sweep(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([x, -x])  # (N,)
 
 
-# A kernel's σ and tanh are within a few ulps of libm's; c_t takes two products and a sum of them, h_t one more.
-ACTIVATION_ULPS = 8
+# Largest errors seen of a kernel's tanh: 2.5 ulps in float32, of the exact value, and as much in float64, of libm's, which
+# has an error of its own.
+TANH_ULPS = {torch.float32: 3, torch.float64: 4}
+# c_t takes two products of activations and their sum, h_t one more.
+GATE_ULPS = 8
 
 
 @pytest.mark.isa
@@ -119,8 +122,9 @@ def test_tanh_everywhere(dtype: torch.dtype) -> None:
     x = sweep(dtype)
     weights = [torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)]
     y, _, _ = ops.recurrent("RNN_TANH", x.view(1, -1, 1), None, None, None, weights, 1, False, False)
-    expected, ulp = torch.tanh(x.double()), torch.finfo(dtype).eps
-    torch.testing.assert_close(y.flatten().double(), expected, rtol=ACTIVATION_ULPS * ulp, atol=0)
+    expected = torch.tanh(x.double()).numpy()
+    ulps = np.abs(y.flatten().double().numpy() - expected) / np.spacing(np.abs(expected.astype(y.numpy().dtype)))
+    assert ulps.max() <= TANH_ULPS[dtype]
 
 
 @pytest.mark.isa
@@ -136,7 +140,7 @@ def test_gates_everywhere(dtype: torch.dtype, gate: int) -> None:
     y, _, c_n = ops.recurrent("LSTM", x, None, h0, c0, weights, 1, False, False)
     i, f, g, o = x[0].double().unbind(-1)
     c = f.sigmoid() * c0.double().flatten() + i.sigmoid() * g.tanh()
-    bound = {"rtol": 0, "atol": ACTIVATION_ULPS * torch.finfo(dtype).eps}  # everything here is of size 1
+    bound = {"rtol": 0, "atol": GATE_ULPS * torch.finfo(dtype).eps}  # everything here is of size 1
     torch.testing.assert_close(c_n.flatten().double(), c, **bound)
     torch.testing.assert_close(y.flatten().double(), o.sigmoid() * c.tanh(), **bound)
 
