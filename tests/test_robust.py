@@ -109,8 +109,8 @@ def sweep(dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([x, -x])  # (N,)
 
 
-# Largest errors seen of a kernel's tanh: 2.5 ulps in float32, of the exact value, and as much in float64, of libm's, which
-# has an error of its own.
+# Largest errors seen of a kernel's tanh: 2.5 ulps in float32, of the exact value, and as much in float64, of libm's,
+# which has an error of its own.
 TANH_ULPS = {torch.float32: 3, torch.float64: 4}
 # c_t takes two products of activations and their sum, h_t one more.
 GATE_ULPS = 8
