@@ -26,7 +26,7 @@ TITLES = {
     "memory": "Peak memory of a training step",
     "double_backward": "Double backward: the gradient of |gradient|²",
     "per_sample": "Each sample's gradient by vmap; plain: forward and backward",
-    "jvp_input": "Forward mode, a tangent of x; plain: forward for training",
+    "jvp_input": "Forward mode, a tangent of x; plain: inference",
     "jvp_weights": "Forward mode, tangents of the weights; plain: forward for training",
     "hessian_vector": "Hessian-vector product by jvp of grad; plain: forward and backward",
     "compiled_inference": "Compiled, inference; plain: eager",
