@@ -36,6 +36,7 @@ __all__ = ["GradientFlow", "gradient_flow", "lyapunov"]
 
 VANISHED, EXPLODED = 1e-3, 1e3  # of a gradient, over the whole sequence
 SATURATED = 0.99  # |h|; and gates above it, or below 1 - it
+PART = 2**18  # numbers of h that are worked on at a time: what becomes of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,10 @@ class _Sweep:
         self.mask = torch.arange(self.B) < sizes[:, None]  # (T,B)
         self.dz = self.pad(dz)  # (L,D,T,B,G*H)
         self.dc = None if dc is None else self.pad(dc)  # (L,D,T,B,H)
-        self.gates, self.cells, hidden = self.reserve()
-        self.outputs = [*hidden, self.pad(past.y.view(1, 1, -1, past.y.size(-1)))[0, 0]]  # L times (T,B,D*R)
+        self.gates, hidden = self.reserve()
+        self.outputs = [*hidden, self.pad_columns(past.y)]  # L times (T,B,D*R)
+        self.d_y = None if cotangents.y is None else self.pad_columns(cotangents.y)  # (T,B,D*R)
+        self.dropout = [self.pad_columns(part) for part in past.dropout] if past.dropout is not None else []
 
     def pad(self, rows: Tensor) -> Tensor:
         """(L,D,N,K) -> (L,D,T,B,K)"""
@@ -255,35 +258,25 @@ class _Sweep:
         padded[:, :, self.mask] = rows
         return padded
 
-    def reserve(self) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """Activated gates (L,D,T,B,G,H) and cells (L,D,T,B,H) of an LSTM; (T,B,D*R) for each layer below the top."""
-        stack, H, reserve = self.stack, self.H, self.past.reserve
+    def pad_columns(self, rows: Tensor) -> Tensor:
+        """(T,B,D*R), or (N,D*R) if packed -> (T,B,D*R)"""
+        return self.pad(rows.reshape(1, 1, -1, self.stack.D * self.R))[0, 0]
+
+    def reserve(self) -> tuple[Tensor | None, list[Tensor]]:
+        """Activated gates (L,D,T,B,G,H) of an LSTM; (T,B,D*R) for each layer below the top."""
+        stack, reserve = self.stack, self.past.reserve
         L, D, N = stack.L, stack.D, int(self.mask.sum())
-        units = L * D * N * H
-        hidden = reserve[reserve.numel() - (L - 1) * N * D * self.R :].view(L - 1, 1, N, D * self.R)
-        lower = list(self.pad(hidden)[:, 0]) if L > 1 else []
+        hidden = reserve[reserve.numel() - (L - 1) * N * D * self.R :].view(L - 1, N, D * self.R)
+        lower = [self.pad_columns(part) for part in hidden]
         if not stack.lstm:
-            return None, None, lower
-        gates = self.pad(reserve[: 4 * units].view(L, D, N, 4 * H)).unflatten(-1, (4, H))
-        return gates, self.pad(reserve[4 * units : 5 * units].view(L, D, N, H)), lower
+            return None, lower
+        gates = reserve[: L * D * N * 4 * self.H].view(L, D, N, 4 * self.H)
+        return self.pad(gates).unflatten(-1, (4, self.H)), lower
 
     def weights(self, layer: int, d: int) -> list[Tensor]:
         """w_ih, w_hh, ..."""
         i = (layer * self.stack.D + d) * self.each
         return self.past.inputs.weights[i : i + self.each]
-
-    def from_next(self, d: int, like: Tensor, write: Callable[[slice, Tensor], object]) -> Tensor:
-        """What belongs to the step that direction d runs after t, at t, as large as `like` (T,B,...); zeros after a
-        sequence's last. write(steps, out) fills `out` with what belongs to these steps."""
-        to, of, last = (slice(-1), slice(1, None), -1) if d == 0 else (slice(1, None), slice(-1), 0)
-        moved = torch.empty_like(like, memory_format=torch.contiguous_format)
-        write(of, moved[to])
-        moved[last] = 0
-        return moved.mul_(self.mask.view(self.T, self.B, *[1] * (moved.dim() - 2))) if self.packed else moved
-
-    def rows(self, x: Tensor) -> Tensor:
-        """(T,B,...) -> (N,...)"""
-        return x[self.mask] if self.packed else x.flatten(0, 1)
 
     def flow(self) -> GradientFlow:
         parts = [[self.one(layer, d) for d in range(self.stack.D)] for layer in range(self.stack.L)]
@@ -293,73 +286,159 @@ class _Sweep:
 
     def one(self, layer: int, d: int) -> dict[str, Tensor]:
         """All attributes of GradientFlow for one layer and direction."""
-        dz, w_hh = self.dz[layer, d], self.weights(layer, d)[1]  # (T,B,G*H), (G*H,R)
-        injected = self.injected(layer, d)  # (T,B,R)
-        carried = self.from_next(d, injected, lambda t, out: torch.matmul(dz[t], w_hh, out=out))  # (T,B,R)
-        total = carried + injected
-        h = self.outputs[layer][..., d * self.R : (d + 1) * self.R]  # (T,B,R)
-        result = {"injected_h": self.norms(injected), "carried_h": self.norms(carried), "total_h": self.norms(total)}
-        result["gain"] = self.gain(result["carried_h"], result["total_h"], d)
-        result["log_slope"] = _log_slope(result["gain"], d)
-        result["lag_share"] = self.lag_share(dz, h, layer, d)
-        result["saturated"] = _share(self.rows(h).abs() > SATURATED)
-        result["nonfinite_h"] = _first_nonfinite(h, d)
-        result["nonfinite_gradient"] = _first_nonfinite(total, 1 - d)
-        return result | (self.one_of_cells(layer, d) if self.dc is not None else {})
+        steps = max(1, PART // (self.B * self.R))
+        parts = [_Part(self, layer, d, t, min(t + steps, self.T)) for t in range(0, self.T, steps)]
+        measured = [part.measured() for part in parts]
+        all_steps = {name: torch.cat([part[name] for part in measured]) for name in measured[0]}
+        norms = {
+            name: torch.where(self.mask, all_steps.pop(name), math.nan)
+            for name in list(all_steps)
+            if name.endswith(("_h", "_c"))
+        }  # (T,B) each
+        N = int(self.mask.sum())
+        arrived = _after(norms["total_h"], d, 0, self.T)
+        gain = torch.where(arrived > 0, norms["carried_h"] / arrived, math.nan)  # (T,B)
+        lags = all_steps["lag_norms"]  # (T)
+        result = norms | {
+            "gain": gain,
+            "log_slope": _log_slope(gain, d),
+            "lag_share": (lags.flip(0) if d == 0 else lags) / lags.sum(),
+            "saturated": all_steps["saturated"].sum() / (N * self.R),
+            "nonfinite_h": _first(all_steps["h_nonfinite"], d),
+            "nonfinite_gradient": _first(all_steps["gradient_nonfinite"], 1 - d),
+        }
+        if self.dc is not None:
+            result["gates_closed"] = all_steps["gates_closed"].sum(0) / (N * self.H)
+            result["gates_open"] = all_steps["gates_open"].sum(0) / (N * self.H)
+            result["memory"] = -1 / (all_steps["forget"].sum() / (N * self.H)).log()
+        return result
 
-    def one_of_cells(self, layer: int, d: int) -> dict[str, Tensor]:
-        assert self.dc is not None and self.gates is not None
-        dc, gates = self.dc[layer, d], self.gates[layer, d]  # (T,B,H), (T,B,G,H)
-        carried = self.from_next(d, dc, lambda t, out: torch.mul(gates[t, :, 1], dc[t], out=out))
-        gates = self.rows(gates)  # (N,G,H)
+
+class _Part:
+    """Steps t0 to t1-1 of one layer and direction: few enough that what is computed of them stays in the cache."""
+
+    def __init__(self, sweep: _Sweep, layer: int, d: int, t0: int, t1: int) -> None:
+        self.sweep, self.layer, self.d, self.t0, self.t1 = sweep, layer, d, t0, t1
+        self.columns = slice(d * sweep.R, (d + 1) * sweep.R)
+        self.mask = sweep.mask[t0:t1]  # (n,B), n = t1 - t0
+
+    def measured(self) -> dict[str, Tensor]:
+        """Norms (n,B) by the names of GradientFlow's attributes, what else there is for each step (n), and counts and
+        sums (1) and (1,3), float64."""
+        sweep, w_hh = self.sweep, self.sweep.weights(self.layer, self.d)[1]  # (G*H,R)
+        injected = self.injected()  # (n,B,R)
+        carried = self.after(sweep.dz[self.layer, self.d]) @ w_hh  # (n,B,R)
+        total = carried + injected
+        h = sweep.outputs[self.layer][self.t0 : self.t1, :, self.columns]  # (n,B,R)
+        result = {
+            "injected_h": _norms(injected),
+            "carried_h": _norms(carried),
+            "total_h": _norms(total),
+            "lag_norms": self.lag_norms(),
+            "saturated": _count(h.abs() > SATURATED),
+            "h_nonfinite": _nonfinite(h),
+            "gradient_nonfinite": _nonfinite(total),
+        }
+        return result | (self.of_cells() if sweep.dc is not None else {})
+
+    def of_cells(self) -> dict[str, Tensor]:
+        assert self.sweep.dc is not None and self.sweep.gates is not None
+        all_dc, all_gates = (
+            self.sweep.dc[self.layer, self.d],
+            self.sweep.gates[self.layer, self.d],
+        )  # (T,B,H), (T,B,G,H)
+        dc = all_dc[self.t0 : self.t1]  # (n,B,H)
+        carried = self.after(all_gates[:, :, 1]) * self.after(all_dc)  # (n,B,H)
+        gates = all_gates[self.t0 : self.t1]  # (n,B,G,H)
+        gates = gates[self.mask] if self.sweep.packed else gates.flatten(0, 1)  # (rows,G,H)
+        i_f_o = [gates[:, k] for k in (0, 1, 3)]  # (rows,H) each
         return {
-            "injected_c": self.norms(dc - carried),
-            "carried_c": self.norms(carried),
-            "total_c": self.norms(dc),
-            "gates_closed": _shares(gates < 1 - SATURATED),
-            "gates_open": _shares(gates > SATURATED),
-            "memory": -1 / gates[:, 1].mean().double().log(),
+            "injected_c": _norms(dc - carried),
+            "carried_c": _norms(carried),
+            "total_c": _norms(dc),
+            "gates_closed": torch.stack([_count(gate < 1 - SATURATED) for gate in i_f_o], dim=1),
+            "gates_open": torch.stack([_count(gate > SATURATED) for gate in i_f_o], dim=1),
+            "forget": gates[:, 1].sum().double()[None],
         }
 
-    def injected(self, layer: int, d: int) -> Tensor:
-        """What comes into dL/dh_t (T,B,R) from above: y, h_n at each sequence's last step, the next layer."""
-        columns = slice(d * self.R, (d + 1) * self.R)
-        if layer + 1 < self.stack.L:
-            above = [
-                self.dz[layer + 1, e] @ self.weights(layer + 1, e)[0] for e in range(self.stack.D)
-            ]  # (T,B,D*R) each
+    def after(self, x: Tensor) -> Tensor:
+        """What belongs to the step that the direction runs after t, at t: (T,B,K) -> (n,B,K); zeros after the last of a
+        sequence."""
+        return self.within(_after(x, self.d, self.t0, self.t1))
+
+    def within(self, x: Tensor) -> Tensor:
+        """(n,B,K) with zeros after the end of a shorter sequence"""
+        return x * self.mask[..., None] if self.sweep.packed else x
+
+    def injected(self) -> Tensor:
+        """What comes into dL/dh_t (n,B,R) from above: y, h_n at each sequence's last step, the next layer."""
+        sweep, layer, steps = self.sweep, self.layer, slice(self.t0, self.t1)
+        D, cotangents = sweep.stack.D, sweep.cotangents
+        if layer + 1 < sweep.stack.L:
+            above = [sweep.dz[layer + 1, e, steps] @ sweep.weights(layer + 1, e)[0] for e in range(D)]  # (n,B,D*R)
             d_y = sum(above[1:], above[0])
-            if self.past.dropout is not None:
-                d_y = d_y * self.pad(self.past.dropout[layer].reshape(1, 1, -1, d_y.size(-1)))[0, 0]
-        elif self.cotangents.y is not None:
-            d_y = self.pad(self.cotangents.y.reshape(1, 1, -1, self.stack.D * self.R))[0, 0]
+            if sweep.dropout:
+                d_y = d_y * sweep.dropout[layer][steps]
+        elif sweep.d_y is not None:
+            d_y = sweep.d_y[steps]
         else:
-            d_y = self.dz.new_zeros(self.T, self.B, self.stack.D * self.R)
-        injected = d_y[..., columns].clone()
-        if self.cotangents.h_n is not None:
-            last = self.mask.sum(0) - 1 if d == 0 else torch.zeros(self.B, dtype=torch.int64)  # (B)
-            injected[last, torch.arange(self.B)] += self.cotangents.h_n[layer * self.stack.D + d]
-        return injected
+            d_y = sweep.dz.new_zeros(self.t1 - self.t0, sweep.B, D * sweep.R)
+        injected = d_y[..., self.columns]
+        if cotangents.h_n is None:
+            return injected
+        return self.with_states(injected, self.last(self.d), cotangents.h_n[layer * D + self.d], add=True)
 
-    def norms(self, x: Tensor) -> Tensor:
-        """(T,B,K) -> (T,B), NaN where no sequence is"""
-        return torch.where(self.mask, torch.linalg.vector_norm(x, dim=-1), math.nan)
+    def lag_norms(self) -> Tensor:
+        """dW_hh is the sum over t and b of dz_tb h_{t-1,b}^T. -> norms (n) of what each step adds, the roots of
+        the sums over b,b' of (dz_tb . dz_tb') (h_tb . h_tb')."""
+        sweep, h0 = self.sweep, self.sweep.past.inputs.h0
+        dz = sweep.dz[self.layer, self.d, self.t0 : self.t1]  # (n,B,G*H)
+        h = sweep.outputs[self.layer][..., self.columns]  # (T,B,R)
+        before = self.within(_after(h, 1 - self.d, self.t0, self.t1))  # (n,B,R)
+        if h0 is not None:
+            before = self.with_states(before, self.last(1 - self.d), h0[self.layer * sweep.stack.D + self.d], add=False)
+        squares = ((dz @ dz.transpose(1, 2)) * (before @ before.transpose(1, 2))).sum((1, 2))  # (n)
+        return squares.clamp(min=0).sqrt()
 
-    def gain(self, carried: Tensor, total: Tensor, d: int) -> Tensor:
-        """Of norms (T,B)"""
-        arrived = self.from_next(d, total, lambda t, out: out.copy_(total[t]))  # (T,B)
-        return torch.where(arrived > 0, carried / arrived, math.nan)
+    def last(self, d: int) -> Tensor:
+        """The last step of each sequence in the order of direction d (B)"""
+        return self.sweep.mask.sum(0) - 1 if d == 0 else torch.zeros(self.sweep.B, dtype=torch.int64)
 
-    def lag_share(self, dz: Tensor, h: Tensor, layer: int, d: int) -> Tensor:
-        """Of dW_hh = sum over t of sum over b of dz_t h_{t-1}^T -> (T) by lag. The norm of step t's part is the root of
-        sum over b,b' of (dz_tb . dz_tb') (h_tb . h_tb')."""
-        before = self.from_next(1 - d, h, lambda t, out: out.copy_(h[t]))  # (T,B,R)
-        if self.past.inputs.h0 is not None:
-            first = torch.zeros(self.B, dtype=torch.int64) if d == 0 else self.mask.sum(0) - 1  # (B)
-            before[first, torch.arange(self.B)] = self.past.inputs.h0[layer * self.stack.D + d]
-        squares = ((dz @ dz.transpose(1, 2)) * (before @ before.transpose(1, 2))).sum((1, 2))  # (T)
-        norms = squares.clamp(min=0).sqrt()
-        return (norms.flip(0) if d == 0 else norms) / norms.sum()
+    def with_states(self, x: Tensor, at: Tensor, states: Tensor, add: bool) -> Tensor:
+        """x (n,B,R) with states (B,R) put, or added, at steps `at` (B) where those are among the part's"""
+        here = ((at >= self.t0) & (at < self.t1)).nonzero().flatten()
+        if here.numel() == 0:
+            return x
+        return x.index_put((at[here] - self.t0, here), states[here], accumulate=add)
+
+
+def _after(x: Tensor, d: int, t0: int, t1: int) -> Tensor:
+    """Of x (T,...), what belongs to the step that direction d runs after t, for t0 <= t < t1; zeros after the last."""
+    none = x.new_zeros(1, *x.shape[1:])
+    if d == 0:
+        return x[t0 + 1 : t1 + 1] if t1 < x.size(0) else torch.cat([x[t0 + 1 :], none])
+    return x[t0 - 1 : t1 - 1] if t0 > 0 else torch.cat([none, x[: t1 - 1]])
+
+
+def _norms(x: Tensor) -> Tensor:
+    """(n,B,K) -> (n,B)"""
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def _count(which: Tensor) -> Tensor:
+    """Of a mask -> (1), float64"""
+    return torch.count_nonzero(which).double()[None]
+
+
+def _nonfinite(x: Tensor) -> Tensor:
+    """(n,B,K) -> (n), whether a step holds inf or NaN"""
+    return ~x.abs().amax((1, 2)).isfinite()
+
+
+def _first(which: Tensor, d: int) -> Tensor:
+    """Of a mask (T) the first step in the order of direction d, -1: none."""
+    where = which.nonzero().flatten()
+    return torch.tensor(-1) if where.numel() == 0 else where[0 if d == 0 else -1]
 
 
 def _log_slope(gain: Tensor, d: int) -> Tensor:
@@ -374,24 +453,6 @@ def _log_slope(gain: Tensor, d: int) -> Tensor:
     k = torch.arange(len(fallen), dtype=fallen.dtype)
     k -= k.mean()
     return (k * fallen).sum() / k.square().sum()
-
-
-def _share(which: Tensor) -> Tensor:
-    """Of a mask, float64"""
-    return torch.count_nonzero(which).double() / which.numel()
-
-
-def _shares(which: Tensor) -> Tensor:
-    """(N,G,H) mask of an LSTM's gates -> (3) share of the units of i, f and o"""
-    return torch.stack([_share(which[:, k]) for k in (0, 1, 3)])
-
-
-def _first_nonfinite(x: Tensor, d: int) -> Tensor:
-    """(T,B,K) -> the first step in the order of direction d that holds inf or NaN, -1: none."""
-    if x.sum().isfinite():  # inf and NaN do not go away in a sum
-        return torch.tensor(-1)
-    where = (~x.isfinite()).flatten(1).any(-1).nonzero().flatten()
-    return torch.tensor(-1) if where.numel() == 0 else where[0 if d == 0 else -1]
 
 
 def _positive(values: Tensor) -> Any:

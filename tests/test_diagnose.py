@@ -42,6 +42,13 @@ def make(name: str) -> nn.Module:
     return layer
 
 
+@pytest.fixture(autouse=True, params=["one part", "parts of a step", "parts of two"])
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many steps gradient_flow works on at a time must not show."""
+    steps = {"one part": T, "parts of a step": 1, "parts of two": 2}[request.param]
+    monkeypatch.setattr(diagnose, "PART", steps * B * H)
+
+
 class Unrolled:
     """The same layer, step by step for each sequence on its own, with every h_t, c_t and what was injected in reach."""
 
