@@ -336,8 +336,8 @@ class _Part:
             "total_h": _norms(total),
             "lag_norms": self.lag_norms(),
             "saturated": _count(h.abs() > SATURATED),
-            "h_nonfinite": _nonfinite(h),
-            "gradient_nonfinite": _nonfinite(total),
+            "h_nonfinite": self.nonfinite(h),
+            "gradient_nonfinite": self.nonfinite(total),
         }
         return result | (self.of_cells() if sweep.dc is not None else {})
 
@@ -362,13 +362,8 @@ class _Part:
         }
 
     def after(self, x: Tensor) -> Tensor:
-        """What belongs to the step that the direction runs after t, at t: (T,B,K) -> (n,B,K); zeros after the last of a
-        sequence."""
-        return self.within(_after(x, self.d, self.t0, self.t1))
-
-    def within(self, x: Tensor) -> Tensor:
-        """(n,B,K) with zeros after the end of a shorter sequence"""
-        return x * self.mask[..., None] if self.sweep.packed else x
+        """(T,B,K) -> (n,B,K): at t what belongs to the step that the direction runs after t"""
+        return _after(x, self.d, self.t0, self.t1)
 
     def injected(self) -> Tensor:
         """What comes into dL/dh_t (n,B,R) from above: y, h_n at each sequence's last step, the next layer."""
@@ -394,11 +389,15 @@ class _Part:
         sweep, h0 = self.sweep, self.sweep.past.inputs.h0
         dz = sweep.dz[self.layer, self.d, self.t0 : self.t1]  # (n,B,G*H)
         h = sweep.outputs[self.layer][..., self.columns]  # (T,B,R)
-        before = self.within(_after(h, 1 - self.d, self.t0, self.t1))  # (n,B,R)
+        before = _after(h, 1 - self.d, self.t0, self.t1)  # (n,B,R)
         if h0 is not None:
             before = self.with_states(before, self.last(1 - self.d), h0[self.layer * sweep.stack.D + self.d], add=False)
         squares = ((dz @ dz.transpose(1, 2)) * (before @ before.transpose(1, 2))).sum((1, 2))  # (n)
         return squares.clamp(min=0).sqrt()
+
+    def nonfinite(self, x: Tensor) -> Tensor:
+        """(n,B,K) -> (n), whether a step holds inf or NaN"""
+        return (~x.abs().amax(2).isfinite() & self.mask).any(1)
 
     def last(self, d: int) -> Tensor:
         """The last step of each sequence in the order of direction d (B)"""
@@ -428,11 +427,6 @@ def _norms(x: Tensor) -> Tensor:
 def _count(which: Tensor) -> Tensor:
     """Of a mask -> (1), float64"""
     return torch.count_nonzero(which).double()[None]
-
-
-def _nonfinite(x: Tensor) -> Tensor:
-    """(n,B,K) -> (n), whether a step holds inf or NaN"""
-    return ~x.abs().amax((1, 2)).isfinite()
 
 
 def _first(which: Tensor, d: int) -> Tensor:

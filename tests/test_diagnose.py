@@ -261,19 +261,20 @@ def test_verdict_slope_and_horizon(factor: float, verdict: str) -> None:
     assert verdict in str(flow)
 
 
-def test_saturation_gates_and_memory() -> None:
+@pytest.mark.parametrize("lengths", [[30, 30], [30, 10]], ids=["padded", "packed"])
+def test_saturation_gates_and_memory(lengths: list[int]) -> None:
     layer = rnnfast.LSTM(1, 2).double()
     with torch.no_grad():
         for p in layer.parameters():
             p.zero_()
-        layer.bias_ih_l0.copy_(torch.tensor([9.0, 9.0, 1.0, 1.0, 9.0, 9.0, -9.0, 9.0]))  # i,f,g,o of 2 units each
-    x = torch.randn(30, 2, 1, dtype=torch.float64)
-    flow = gradient_flow(layer, lambda: layer(x)[0].sum())
+        layer.bias_ih_l0.copy_(torch.tensor([9.0, 9.0, 1.0, 1.0, 9.0, -9.0, -9.0, 9.0]))  # i,f,g,o of 2 units each
+    x = pack_padded_sequence(torch.randn(30, 2, 1, dtype=torch.float64), torch.tensor(lengths))
+    flow = gradient_flow(layer, lambda: layer(x)[0].data.sum())
     f = 1 / (1 + math.exp(-1.0))
     assert flow.gates_open[0, 0].tolist() == [1.0, 0.0, 0.5]
     assert flow.gates_closed[0, 0].tolist() == [0.0, 0.0, 0.5]
     assert flow.memory[0, 0].item() == pytest.approx(-1 / math.log(f))
-    h = layer(x)[0]
+    h = layer(x)[0].data
     assert flow.saturated[0, 0].item() == (h.abs() > 0.99).double().mean().item()
     assert flow.saturated[0, 0] > 0.3
 
@@ -288,6 +289,47 @@ def test_first_step_that_is_not_finite() -> None:
     layer.weight_hh_l0.data *= 1e200
     flow = gradient_flow(layer, lambda: layer(x[:3])[0].sum())
     assert flow.nonfinite_gradient.item() >= 0
+
+
+def test_first_step_of_each_direction_that_is_not_finite() -> None:
+    layer = rnnfast.RNN(1, 3, nonlinearity="relu", bidirectional=True).double()
+    x = torch.rand(12, 2, 1, dtype=torch.float64)
+    x[3, 1] = x[7, 0] = math.nan
+    assert gradient_flow(layer, lambda: layer(x)[0].sum()).nonfinite_h.tolist() == [[3, 7]]
+
+
+def test_steps_after_the_end_do_not_count() -> None:
+    """The gradient of the last step of a short sequence would overflow at the next, which there is not."""
+    layer = rnnfast.RNN(1, 1, nonlinearity="relu", bidirectional=True).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.fill_(0.0)
+        layer.weight_ih_l0_reverse.fill_(1.0)
+        layer.weight_hh_l0_reverse.fill_(1e200)
+    x = pack_padded_sequence(torch.ones(3, 2, 1, dtype=torch.float64), torch.tensor([3, 2]))
+    flow = gradient_flow(layer, lambda: layer(x)[0].data[1, 1])  # the short one, step 0, reverse
+    assert flow.total_h[0, 1, :2, 1].tolist() == [1.0, 1e200]
+    assert flow.nonfinite_gradient.tolist() == [[-1, -1]]
+
+
+def test_dropout_between_layers() -> None:
+    """What the layer above injects goes through the mask of its dropout."""
+    lower, upper = rnnfast.LSTM(I, H).double(), rnnfast.LSTM(H, H).double()
+    stack = rnnfast.LSTM(I, H, num_layers=2, dropout=0.5).double()
+    stack.load_state_dict({**lower.state_dict(), **{k.replace("l0", "l1"): w for k, w in upper.state_dict().items()}})
+    x = torch.randn(T, B, I, dtype=torch.float64)
+
+    def seeded() -> Tensor:
+        torch.manual_seed(2)
+        return stack(x)[0].square().sum()
+
+    flow = gradient_flow(stack, seeded)
+    y = lower(x)[0]
+    torch.manual_seed(2)  # the same units as torch's dropout are left out
+    loss = upper(nn.functional.dropout(y, 0.5))[0].square().sum()
+    expect(loss, seeded())
+    (injected,) = torch.autograd.grad(loss, y)
+    expect(flow.injected_h[0, 0], injected.norm(dim=-1))
 
 
 def test_no_gradient_is_carried() -> None:
