@@ -61,7 +61,7 @@ def _is_traced(x: Tensor) -> bool:
 
 def is_plain(x: Tensor) -> bool:
     """May functions of `rnnfast.kernels` be called that are no ops, and that `rnnfast.cuda` lacks?"""
-    return x.is_cpu and not _is_traced(x)
+    return kernels_for(x) is kernels and not _is_traced(x)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
