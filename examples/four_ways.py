@@ -249,8 +249,8 @@ def look(course, way, task, test, seconds, updates):
 
 
 def table(courses, task):
-    columns = "way", "wrong sequences", "wrong outputs each", "updates", "seconds", "ended"
-    result = Table(*columns, title=f"{task.name}, T={task.T}: {TEST} test sequences")
+    columns = "way", "wrong", "outputs wrong in each", "updates", "seconds", "ended"
+    result = Table(*columns, title=f"{task.name}, T={task.T}: share of {TEST} test sequences wrong")
     result.columns[0].no_wrap = True
     for course in courses:
         errors = f"{course.errors[-1]:.3f}", f"{course.wrong[-1]:.3f}"
