@@ -16,15 +16,25 @@ constexpr int max_tile_vectors = 4;
 template <class T>
 constexpr int64_t k_block = 16384 / (max_tile_vectors * RNNFAST_VECTOR_BYTES) * (RNNFAST_VECTOR_BYTES == 64 ? 8 : 1);
 
+// Some rows of numbers, each from `start` on.
+template <class P>
+struct Rows {
+    P const* rows;  // nullptr: zeros
+    ptrdiff_t start;
+
+    RNNFAST_INLINE P operator[](int64_t r) const { return rows[r] + start; }
+    RNNFAST_INLINE explicit operator bool() const { return rows; }
+};
+
 // c[r][v] = init[r][v] + sum_k a[r][k * a_stride] * panel[k][v]; neighbouring vectors of c and init lie c_stride apart.
 // The order of the sum does not depend on MR or NV, so neither do the results.
 template <class T, int MR, int NV>
-void tile(int64_t K, const T* const* a, ptrdiff_t a_stride, const T* panel, const T* const* init, T* const* c,
+void tile(int64_t K, Rows<const T*> a, ptrdiff_t a_stride, const T* panel, Rows<const T*> init, Rows<T*> c,
           ptrdiff_t c_stride) {
     constexpr int V = lanes_of<T>;
     Vec<T> sum[MR][NV] = {};
     const T* row[MR];
-    for (int r = 0; r < MR; ++r) row[r] = a[r];
+    for (int r = 0; r < MR; ++r) row[r] = K ? a[r] : nullptr;
     ptrdiff_t at = 0;
 #pragma GCC unroll 2
     for (int64_t k = 0; k < K; ++k) {
@@ -45,16 +55,17 @@ void tile(int64_t K, const T* const* a, ptrdiff_t a_stride, const T* panel, cons
         at += a_stride;
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < MR; ++r)
+    for (int r = 0; r < MR; ++r) {
+        T* const to = c[r];
+        const T* const from = init ? init[r] : nullptr;
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-            const Vec<T> start = init ? load(init[r] + v * c_stride) : Vec<T>{};
-            store(c[r] + v * c_stride, start + sum[r][v]);
-        }
+        for (int v = 0; v < NV; ++v)
+            store(to + v * c_stride, (from ? load(from + v * c_stride) : Vec<T>{}) + sum[r][v]);
+    }
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T* const*, ptrdiff_t, const T*, const T* const*, T* const*, ptrdiff_t);
+using Tile = void (*)(int64_t, Rows<const T*>, ptrdiff_t, const T*, Rows<const T*>, Rows<T*>, ptrdiff_t);
 
 template <class T, int MR>
 constexpr Tile<T> tiles_of_rows[max_tile_vectors] = {tile<T, MR, 1>, tile<T, MR, 2>, tile<T, MR, 3>, tile<T, MR, 4>};
@@ -92,8 +103,8 @@ struct Panel {
 
 // A tile whose last vector is only partly there: through a full one on the stack.
 template <class T>
-void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, const T* const* a, const T* slice,
-                 const T* const* init, T* const* c) {
+void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, Rows<const T*> a, const T* slice,
+                 Rows<const T*> init, Rows<T*> c) {
     constexpr int V = lanes_of<T>;
     T full[max_tile_rows][max_tile_vectors * V];
     T* full_row[max_tile_rows];
@@ -102,7 +113,8 @@ void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, c
         for (int r = 0; r < rows; ++r)
             for (int v = 0; v < panel.vectors; ++v)
                 store(full[r] + v * V, load(init[r] + v * panel.stride, panel.lanes(p.columns, v)));
-    tiles<T>[rows - 1][panel.vectors - 1](K, a, p.a_stride, slice, init ? full_row : nullptr, full_row, V);
+    const Rows<const T*> start{init ? full_row : nullptr, 0};
+    tiles<T>[rows - 1][panel.vectors - 1](K, a, p.a_stride, slice, start, {full_row, 0}, V);
     for (int r = 0; r < rows; ++r)
         for (int v = 0; v < panel.vectors; ++v)
             store(c[r] + v * panel.stride, load(full[r] + v * V), panel.lanes(p.columns, v));
@@ -111,29 +123,28 @@ void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, c
 // Runs the product; done(row0, row1, panel) follows on each finished piece of c while it is in the cache.
 template <class T, class Done>
 void run_product(const Product<T>& p, Done done) {
+    if (!p.rows) return;
+    // Row tiles of nearly the same height: `longer` ones have a row more than the rest.
     const int64_t row_tiles = (p.rows + max_tile_rows - 1) / max_tile_rows;
+    const int64_t tile_rows = p.rows / row_tiles, longer = p.rows % row_tiles;
     const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
     for (int64_t q = p.panel0; q < p.panel1; ++q) {
         const Panel panel(p.columns, q);
         for (int64_t kb = 0; kb < k_blocks; ++kb) {
             const int64_t k0 = kb * p.K / k_blocks, k1 = (kb + 1) * p.K / k_blocks;
             const T* slice = p.packed + panel.offset * p.K + k0 * panel.vectors * lanes_of<T>;
-            for (int64_t i = 0; i < row_tiles; ++i) {
-                const int64_t row0 = i * p.rows / row_tiles, row1 = (i + 1) * p.rows / row_tiles;
-                const int rows = int(row1 - row0);
-                const T *a[max_tile_rows], *init[max_tile_rows];
-                T* c[max_tile_rows];
-                for (int r = 0; r < rows; ++r) {
-                    a[r] = p.K ? p.a[row0 + r] + k0 * p.a_stride : nullptr;
-                    c[r] = p.c[row0 + r] + panel.column;
-                    init[r] = kb ? c[r] : p.init ? p.init[row0 + r] + panel.column : nullptr;
-                }
-                const T* const* start = kb || p.init ? init : nullptr;
+            const T* const* const init = kb ? p.c : p.init;
+            for (int64_t row0 = 0, left = row_tiles; left; --left) {
+                const int rows = int(row0 < longer * (tile_rows + 1) ? tile_rows + 1 : tile_rows);
+                const Rows<const T*> a{p.a + row0, k0 * p.a_stride};
+                const Rows<const T*> start{init ? init + row0 : nullptr, panel.column};
+                const Rows<T*> c{p.c + row0, panel.column};
                 if (panel.last_lanes == lanes_of<T>)
                     tiles<T>[rows - 1][panel.vectors - 1](k1 - k0, a, p.a_stride, slice, start, c, panel.stride);
                 else
                     ragged_tile(rows, p, panel, k1 - k0, a, slice, start, c);
-                if (kb == k_blocks - 1) done(row0, row1, panel);
+                if (kb == k_blocks - 1) done(row0, row0 + rows, panel);
+                row0 += rows;
             }
         }
     }
