@@ -20,17 +20,19 @@ and AOTAutograd traces the nodes; what they call are the torch.library ops of `r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, _make_dual, _unpack_dual
 from torch._C._functorch import (
     TransformType,
     _add_batch_dim,
     _unwrap_batched,
     _unwrap_for_grad,
     _wrap_for_grad,
+    maybe_get_level,
     peek_interpreter_stack,
 )
 from torch._functorch.autograd_function import VmapInfo, enable_single_level_autograd_function
@@ -133,9 +135,8 @@ def _in_forward_mode_alone(stack: Stack, inputs: Inputs, batch_sizes, dropout) -
         if forward_ad._current_level >= 0:
             both = _dual(stack, [_as_dual(arg) for arg in args])
     elif interpreter.key() == TransformType.Jvp:
-        mode = JvpInterpreter(interpreter)
-        pairs = [_on_level_below(arg, mode) for arg in args]
-        with mode.lower():
+        pairs = _on_level_below(args, interpreter.level())
+        with JvpInterpreter(interpreter).lower():
             if peek_interpreter_stack() is None:
                 both = _dual(stack, pairs)
     if both is None:
@@ -310,17 +311,17 @@ class _Context:
 
 def _as_dual(arg: Any) -> tuple[Any, Tensor | None]:
     """Value and tangent; arguments that are no tensors have none."""
-    return forward_ad.unpack_dual(arg, level=_DUAL) if isinstance(arg, Tensor) else (arg, None)
+    return _unpack_dual(arg, level=_DUAL) if isinstance(arg, Tensor) else (arg, None)
 
 
 def _make_duals(outputs: tuple, outputs_dot: tuple) -> tuple[Tensor, ...]:
     both = zip(outputs, outputs_dot, strict=True)
-    return tuple(a if a_dot is None else forward_ad.make_dual(a, a_dot, level=_DUAL) for a, a_dot in both)
+    return tuple(a if a_dot is None else _make_dual(a, a_dot, level=_DUAL) for a, a_dot in both)
 
 
 def _apply_forward_mode(node: type[_Node], interpreter: JvpInterpreter, args: tuple) -> tuple[Tensor, ...]:
     """The node and its tangent node, on the level below that of the transform; what has a tangent is a dual again."""
-    primals, tangents = zip(*(_on_level_below(arg, interpreter) for arg in args), strict=True)
+    primals, tangents = zip(*_on_level_below(args, interpreter.level()), strict=True)
     with interpreter.lower():
         outputs = node.apply(*primals)
         if _all_none(tangents):
@@ -331,12 +332,16 @@ def _apply_forward_mode(node: type[_Node], interpreter: JvpInterpreter, args: tu
     return _make_duals(outputs, outputs_dot)
 
 
-def _on_level_below(arg: Any, interpreter: JvpInterpreter) -> tuple[Any, Tensor | None]:
-    """Value and tangent of what is a dual on the level of the interpreter."""
+def _on_level_below(args: Iterable[Any], level: int) -> list[tuple[Any, Tensor | None]]:
+    """Value and tangent of what is a dual on a level of torch.func; nothing else has a tangent there."""
+    return [
+        (arg, None) if not isinstance(arg, Tensor) or maybe_get_level(arg) != level else _unwrapped_dual(arg, level)
+        for arg in args
+    ]
+
+
+def _unwrapped_dual(arg: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
     value, tangent = _as_dual(arg)
-    if not isinstance(value, Tensor):
-        return value, None
-    level = interpreter.level()
     return _unwrap_for_grad(value, level), None if tangent is None else _unwrap_for_grad(tangent, level)
 
 
