@@ -31,6 +31,8 @@ _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}  # of an Elman network, by non
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _warned: set[str] = set()
 
+_CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 
 def _warn_once(reason: str) -> None:
     if reason in _warned or torch.compiler.is_compiling():
@@ -42,35 +44,27 @@ def _warn_once(reason: str) -> None:
     )
 
 
-def _has_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, says so."""
-    if (
-        x.is_cpu
-        and weight.is_cpu
-        and x.dtype == weight.dtype
-        and x.dtype in ops.DTYPES
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-    ):
-        return True
-    if x.is_cuda and x.device == weight.device and x.dtype == weight.dtype and _has_cuda_kernel(x):
-        return True
+def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
+    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
+    autocast is left to torch, says so."""
+    if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
+        if x.is_cpu and weight.is_cpu and x.dtype in ops.DTYPES:
+            return True
+        if x.is_cuda and x.device == weight.device and x.dtype in cuda.DTYPES and cuda.is_built():
+            return True
     reason = _why_no_kernel(x, weight)
     if reason is not None:
         _warn_once(reason)
     return False
 
 
-def _has_cuda_kernel(x: Tensor) -> bool:
-    return x.dtype in cuda.DTYPES and cuda.is_built() and not torch.jit.is_tracing()
-
-
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of the input, the states and the weights of a layer on a GPU, if it is on and there are
-    kernels."""
-    if not x.is_cuda or x.dtype == torch.float64 or not torch.is_autocast_enabled("cuda") or not cuda.is_built():
+    """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
+    alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda.is_built())):
         return None
-    return torch.get_autocast_dtype("cuda")
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -133,9 +127,12 @@ class _Layer(RNNBase):
         x, batch_sizes, order, back = _unpack(input)
         weights = _weights(self, self._flat_weights_names)
         dtype = _autocast_dtype(x)
-        if dtype is not None:
+        to_torch = dtype is not None and x.is_cpu and self._onednn_has(dtype)
+        if dtype is not None and not to_torch:
             x, hx, weights = _cast(x, dtype), _cast(hx, dtype), _cast(weights, dtype)
-        if not self._fits(x, batch_sizes, hx, weights[0]):
+            if x.is_cpu:  # whose kernels calculate with float32
+                x, hx, weights = x.float(), _cast(hx, torch.float32), _cast(weights, torch.float32)
+        if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
             return self._forward_by_torch(input, hx)
         h0, c0 = (hx, None) if isinstance(hx, Tensor) else hx or (None, None)
         padded = batch_sizes is None
@@ -167,12 +164,24 @@ class _Layer(RNNBase):
             y = y.transpose(0, 1)
         elif back is not None:
             h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
+        if dtype is not None and x.is_cpu:
+            y, h_n = y.to(dtype), h_n.to(dtype)
+            if c_n is not None and self._is_onednns(dtype):
+                c_n = c_n.to(dtype)
         output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
         return output, h_n if c_n is None else (h_n, c_n)
 
-    def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor) -> bool:
+    def _is_onednns(self, dtype: torch.dtype) -> bool:
+        """Would torch take oneDNN's LSTM under autocast on the CPU, where its CPU has one? It rounds the cells, too."""
+        return self.mode == "LSTM" and not self.proj_size and dtype == torch.bfloat16
+
+    def _onednn_has(self, dtype: torch.dtype) -> bool:
+        """Is it there? Then it is left to torch, as faster than float32."""
+        return self._is_onednns(dtype) and _CPU_HAS_BFLOAT16
+
+    def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor, to_torch: bool) -> bool:
         """Is there a kernel for this call, and is everything of the right size?"""
-        if not _has_kernel(x, weight):
+        if not _has_kernel(x, weight, to_torch):
             return False
         dims = x.dim()
         if dims not in ((2, 3) if batch_sizes is None else (2,)) or x.size(-1) != self.input_size or x.numel() == 0:
@@ -327,11 +336,10 @@ class _Cell(RNNCellBase):
 
     def _step(self, mode: str, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Any] | None:
         """h and c after a step from (h0, c0), (h0,) or (), zeros; None if torch's own cell has to take the call."""
-        if _autocast_dtype(x) is not None:
-            return None  # torch's cell casts as its operators do
+        to_torch = _autocast_dtype(x) is not None  # its cell casts as its operators do
         weights = _weights(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
         dims, H = x.dim(), self.hidden_size
-        if not _has_kernel(x, weights[0]) or dims not in (1, 2) or x.size(-1) != self.input_size:
+        if not _has_kernel(x, weights[0], to_torch) or dims not in (1, 2) or x.size(-1) != self.input_size:
             return None
         shape = (x.size(0), H) if dims == 2 else (H,)
         if x.numel() == 0 or H == 0 or not all([_state_fits(state, shape, x) for state in states]):

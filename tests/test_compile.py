@@ -57,6 +57,19 @@ def test_inference_by_inductor() -> None:
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["LSTM", "RNN"])
+def test_autocast(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(rnnfast.modules, "_CPU_HAS_BFLOAT16", False)  # there torch's own LSTM would have to be compiled
+    layer, x = getattr(rnnfast, name)(5, 8), torch.randn(6, 2, 5)
+    with torch.autocast("cpu"):
+        want = layer(x)[0]
+        got = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0]
+    assert got.dtype == torch.bfloat16 and torch.equal(got, want)
+    weights = list(layer.parameters())
+    grads = [torch.autograd.grad(y.float().sum(), weights) for y in (got, want)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
 def test_transforms_inside_compile() -> None:
     model, x = models()[0], torch.randn(6, 2, 5)
 

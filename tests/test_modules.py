@@ -523,11 +523,12 @@ def test_fallback(name: str, reason: str, unwarned, kernel_calls: Calls) -> None
 
 
 AUTOCAST_DTYPES = {"LSTM": torch.bfloat16, "RNN": torch.bfloat16, "LSTMCell": torch.float32, "RNNCell": torch.bfloat16}
+has_bfloat16 = pytest.mark.skipif(not modules._CPU_HAS_BFLOAT16, reason="torch's LSTM refuses bfloat16 on this CPU")
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", [pytest.param("LSTM", marks=has_bfloat16), *CELLS])
 @pytest.mark.parametrize("given", [False, True])
-def test_autocast(name: str, given: bool, unwarned, kernel_calls: Calls) -> None:
+def test_autocast_by_torch(name: str, given: bool, unwarned, kernel_calls: Calls) -> None:
     """torch's dtypes (as the README lists them) and bits, gradients too, whether initial states are given or not."""
     torchs, ours = pair(name, 3, 4)
     x = torch.ones(5, 2, 3) if name in LAYERS else torch.ones(2, 3)
@@ -543,6 +544,50 @@ def test_autocast(name: str, given: bool, unwarned, kernel_calls: Calls) -> None
         assert a.grad.dtype == torch.float32 and torch.equal(a.grad, b.grad)
     assert not kernel_calls
     assert kernel_calls.of(lambda: ours(x)) == 1  # and after it the kernels again
+
+
+@pytest.mark.filterwarnings("error::rnnfast.modules.FallbackWarning")
+@pytest.mark.parametrize(("name", "options"), [("LSTM", {}), ("LSTM", {"proj_size": 2}), ("RNN", {})])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [False, True])
+def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Calls, monkeypatch) -> None:
+    """Where torch has no fast kernel: float32 kernels on rounded inputs and weights, to rounded outputs. The dtypes are
+    torch's, the errors smaller than torch's, which rounds at every step."""
+    monkeypatch.setattr(modules, "_CPU_HAS_BFLOAT16", False)
+    torchs, ours = pair(name, 3, 8, **options)
+    x, R = torch.randn(30, 4, 3), options.get("proj_size", 8)
+    h, c = torch.randn(1, 4, R), torch.randn(1, 4, 8)
+    hx = None if not given else (h, c) if name == "LSTM" else h
+    with torch.autocast("cpu", dtype):
+        results = ours(x, hx)
+    assert len(kernel_calls) == 1
+    got = tensors(results)
+    c_dtype = dtype if dtype == torch.bfloat16 and not options else torch.float32
+    assert [t.dtype for t in got] == [dtype, dtype, c_dtype][: len(got)]
+    got[0].float().square().sum().backward()
+    grads = [w.grad for w in ours.parameters()]
+
+    def rounded(value):
+        return modules._cast(modules._cast(value, dtype), torch.float64)
+
+    exact = copy.deepcopy(torchs).double()
+    for w in exact.parameters():
+        w.data = rounded(w.data)
+    truth = tensors(exact(rounded(x), rounded(hx)))
+    truth[0].square().sum().backward()
+    wanted = [w.grad for w in exact.parameters()]
+    eps = torch.finfo(dtype).eps
+    for a, b in zip([*got, *grads], [*truth, *wanted], strict=True):
+        assert a.dtype in (dtype, torch.float32)
+        # one rounding of each output; gradients have one of dL/dy, in each of 30 steps, and one of themselves
+        torch.testing.assert_close(a.double(), b, rtol=2 * eps, atol=2 * eps * b.abs().max().item())
+    try:
+        with torch.autocast("cpu", dtype):
+            theirs = tensors(torchs(x, hx))
+    except RuntimeError:  # on this CPU
+        return
+    assert [t.dtype for t in got] == [t.dtype for t in theirs]
+    assert (got[0].double() - truth[0]).abs().max() <= (theirs[0].double() - truth[0]).abs().max()
 
 
 @pytest.mark.filterwarnings("error")
