@@ -4,6 +4,7 @@
 
 #include "cpu/memory.h"
 #include "rnnfast.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 
@@ -219,6 +220,10 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("dz", &Swept::dz)
         .def_readonly("dc", &Swept::dc)
         .def_readonly("size", &Swept::size);
+    py::class_<Layout>(m, "Layout")
+        .def(py::init<py::object, std::vector<Layout::Shape>, int>(), py::arg("tensor_type"), py::arg("shapes"),
+             py::arg("bytes"))
+        .def("addresses", &Layout::addresses, py::arg("tensors"));
     py::class_<SharedMemory>(m, "Memory", py::buffer_protocol())
         .def(py::init<size_t>(), py::arg("bytes"))
         .def_buffer(

@@ -1,5 +1,7 @@
 """rnnfast's compiled core. Sizes and addresses (tensor.data_ptr(), 0: absent) only; see csrc/rnnfast.h."""
 
+from collections.abc import Sequence
+
 class Shape:
     def __init__(
         self,
@@ -28,6 +30,13 @@ class Swept:
     dz: int
     dc: int
     size: int
+
+class Layout:
+    """How the kernels read some tensors: floating-point numbers of `bytes` bytes on the CPU, dense, of these shapes."""
+
+    def __init__(self, tensor_type: type, shapes: list[tuple[int, ...]], bytes: int) -> None: ...
+    def addresses(self, tensors: Sequence[object]) -> Addresses | None:
+        """0 for None. None: not all are laid out so, or torch is too old to tell (before 2.10)."""
 
 class Memory:
     """Uninitialised; has the buffer protocol."""

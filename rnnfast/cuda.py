@@ -65,7 +65,7 @@ class _Call:
             raise RuntimeError(f"input: expected one of {DTYPES}, got {x.dtype}")
         self.stack, self.like = stack, x
         self.sizes = s = kernels._sizes(stack, inputs, batch_sizes)
-        self.shapes = kernels._shapes(s)
+        self.shapes = kernels._shapes(s, x.dtype)
         flat = self.dense_inputs("", inputs.flat())
         assert flat[0] is not None
         self.x, self.h0, self.c0 = flat[0].view(s.N, s.I), flat[1], flat[2]
@@ -98,20 +98,20 @@ class _Call:
             return tensor.clone()
         return tensor.resolve_neg().contiguous()
 
-    def _all_dense(self, names: Sequence[str], tensors: Sequence[Tensor | None], shapes: Any) -> list[Tensor | None]:
-        triples = zip(names, tensors, shapes, strict=True)
-        return [None if t is None else self.dense(name, t, shape) for name, t, shape in triples]
+    def _all_dense(self, what: str, arrays: kernels._Arrays, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        triples = zip(arrays.names, tensors, arrays.shapes, strict=True)
+        return [None if t is None else self.dense(what + name, t, shape) for name, t, shape in triples]
 
     def dense_inputs(self, what: str, tensors: list[Tensor | None]) -> list[Tensor | None]:
         """x, h0, c0, weights, or something as large as each of them."""
-        shapes = self.shapes.inputs
-        if len(tensors) != len(shapes):
-            raise RuntimeError(f"{what}weights: expected {len(shapes) - 3} tensors, got {len(tensors) - 3}")
-        return self._all_dense([what + name for name in self.shapes.names], tensors, shapes)
+        arrays = self.shapes.inputs
+        if len(tensors) != len(arrays.shapes):
+            raise RuntimeError(f"{what}weights: expected {len(arrays.shapes) - 3} tensors, got {len(tensors) - 3}")
+        return self._all_dense(what, arrays, tensors)
 
     def dense_outputs(self, what: str, outputs: SomeOutputs) -> list[Tensor | None]:
         """y, h_n, c_n, or something as large as each of them."""
-        return self._all_dense([what + name for name in ("y", "h_n", "c_n")], outputs, self.shapes.outputs)
+        return self._all_dense(what, self.shapes.outputs, outputs)
 
     def empty(self, *shape: int, wide: bool = False) -> Tensor:
         return self.like.new_empty(shape, dtype=composite.wide(self.like.dtype) if wide else None)
@@ -279,7 +279,7 @@ def forward(
     """See kernels.forward."""
     call = _Call(stack, inputs, batch_sizes, dropout)
     s, (_, L, D, _) = call.sizes, stack
-    y, h_n, c_n = (call.empty(*shape) for shape in call.shapes.outputs)
+    y, h_n, c_n = (call.empty(*shape) for shape in call.shapes.outputs.shapes)
     reserve = call.empty(s.N * kernels.reserve_per_row(stack, s.H, s.P)) if keep else None
     kept = _Kept(call, reserve)
     below = call.x  # (N,I) or (N,D*R)
@@ -454,7 +454,7 @@ def _second_by_groups(past, tangents, first, plain, wanted_first, wanted_plain, 
         cotangents = (SomeOutputs(*part.of(some)) for some in (first, plain))
         results.append(second(own, along, *cotangents, wanted_first, wanted_plain))
 
-    shapes = kernels._shapes(kernels._sizes(stack, inputs, batch_sizes))
+    shapes = kernels._shapes(kernels._sizes(stack, inputs, batch_sizes), inputs.x.dtype)
 
     def joined(some: Sequence[Sequence[Tensor | None]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
         whole = [None if t is None else t.new_empty(shape) for t, shape in zip(some[0], shapes, strict=True)]
@@ -467,8 +467,8 @@ def _second_by_groups(past, tangents, first, plain, wanted_first, wanted_plain, 
     grads = []
     for k in (1, 2):
         weights = [None if w[0] is None else torch.stack(w) for w in zip(*(r[k].weights for r in results), strict=True)]
-        grads.append(SomeInputs(*joined([r[k][:3] for r in results], shapes.inputs[:3]), weights))
-    return Outputs(*joined([r[0] for r in results], shapes.outputs)), *grads
+        grads.append(SomeInputs(*joined([r[k][:3] for r in results], shapes.inputs.shapes[:3]), weights))
+    return Outputs(*joined([r[0] for r in results], shapes.outputs.shapes)), *grads
 
 
 # --- the way back -----------------------------------------------------------------------------------------------------
@@ -494,7 +494,7 @@ class _BackwardSweep:
     def __init__(self, past: Past, cotangents: SomeOutputs, z_cotangent: Tensor | None) -> None:
         self.call = call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
         s, stack = call.sizes, past.stack
-        self.y = call.dense("y", past.y, call.shapes.outputs[0]).view(s.N, stack.D * s.R)
+        self.y = call.dense("y", past.y, call.shapes.outputs.shapes[0]).view(s.N, stack.D * s.R)
         size = s.N * kernels.reserve_per_row(stack, s.H, s.P)
         self.kept = _Kept(call, call.dense("reserve", past.reserve, (size,)))
         dy, self.dh_n, self.dc_n = call.dense_outputs("gradient of ", cotangents)
@@ -566,7 +566,7 @@ class _Gradients:
         self.states[0].insert(0, one.dh0)
         self.states[1].insert(0, one.dc)
         if layer == 0 and one.dx is not None:
-            self.x = one.dx.view(self.call.shapes.inputs[0])
+            self.x = one.dx.view(self.call.shapes.inputs.shapes[0])
         D, per = self.call.stack.D, len(self.weights) // (self.call.stack.L * self.call.stack.D)
         for d in range(D):
             first = (layer * D + d) * per

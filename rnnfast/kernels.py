@@ -126,16 +126,27 @@ def _sizes(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> _Sizes:
 _Shape: TypeAlias = tuple[int, ...]
 
 
+class _Arrays(NamedTuple):
+    """Tensors that are passed together."""
+
+    names: Sequence[str]
+    shapes: list[_Shape]
+    layout: _C.Layout
+
+
+def _arrays(names: Sequence[str], shapes: list[_Shape], dtype: torch.dtype) -> _Arrays:
+    return _Arrays(names, shapes, _C.Layout(Tensor, shapes, dtype.itemsize))
+
+
 class _Shapes(NamedTuple):
-    names: list[str]  # of the inputs
-    inputs: list[_Shape]  # x, h0, c0, weights
-    outputs: list[_Shape]  # y, h_n, c_n
+    inputs: _Arrays  # x, h0, c0, weights
+    outputs: _Arrays  # y, h_n, c_n
     dropout: _Shape
-    largest: int  # numbers in the largest of the inputs and outputs
+    large: bool  # is one of the inputs or outputs so large that memory for it is kept?
 
 
 @lru_cache(maxsize=512)
-def _shapes(s: _Sizes) -> _Shapes:
+def _shapes(s: _Sizes, dtype: torch.dtype) -> _Shapes:
     """Of every array of a call of these sizes."""
     stack, LD = s.stack, s.stack.L * s.stack.D
     rows = (s.N,) if s.packed else (s.T, s.B)
@@ -150,11 +161,10 @@ def _shapes(s: _Sizes) -> _Shapes:
         weights += one * stack.D
     inputs, outputs = [(*rows, s.I), *states, *weights], [y, *states]
     return _Shapes(
-        names=["x", "h0", "c0", *["weight"] * len(weights)],
-        inputs=inputs,
-        outputs=outputs,
+        inputs=_arrays(["x", "h0", "c0", *["weight"] * len(weights)], inputs, dtype),
+        outputs=_arrays(("y", "h_n", "c_n"), outputs, dtype),
         dropout=(stack.L - 1, *y),
-        largest=max(map(prod, [*inputs, *outputs])),
+        large=max(map(prod, [*inputs, *outputs])) * dtype.itemsize >= _C.LARGE_MEMORY,
     )
 
 
@@ -162,6 +172,13 @@ def _shapes(s: _Sizes) -> _Shapes:
 def reserve_per_row(stack: Stack, H: int, P: int) -> int:
     """Numbers that a training forward pass keeps for each of the N rows."""
     return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
+
+
+@lru_cache(maxsize=512)
+def _kept_arrays(s: _Sizes, dtype: torch.dtype) -> _Arrays:
+    """y and the reserve of a call of these sizes, which have been checked."""
+    reserve = s.N * reserve_per_row(s.stack, s.H, s.P)
+    return _arrays(("y", "reserve"), [_shapes(s, dtype).outputs.shapes[0], (reserve,)], dtype)
 
 
 # --- everything that keeps the kernels inside their arrays ------------------------------------------------------------
@@ -187,29 +204,26 @@ def _dense(name: str, tensor: Tensor, shape: _Shape, dtype: torch.dtype) -> Tens
 
 
 def _all_dense(
-    what: str, names: Sequence[str], tensors: Sequence[Tensor | None], shapes: Sequence[_Shape], dtype: torch.dtype
-) -> list[Tensor | None]:
-    """As `_dense`, which has no more to do with most tensors."""
-    size = dtype.itemsize
-    return [
-        tensor
-        if tensor is None
-        or (
-            tensor.shape == shape
-            and tensor.dtype is dtype
-            and tensor.is_cpu
-            and tensor.is_contiguous()
-            and not tensor.is_neg()
-            and (address := tensor.data_ptr())
-            and not address % size
-        )
-        else _dense(what + name, tensor, shape, dtype)
-        for name, tensor, shape in zip(names, tensors, shapes, strict=True)
-    ]
+    what: str, arrays: _Arrays, tensors: Sequence[Tensor | None], dtype: torch.dtype
+) -> tuple[Sequence[Tensor | None], list[int]]:
+    """As `_dense`, and their addresses. Most tensors are as they should be, which the core sees much faster."""
+    names, shapes, layout = arrays
+    addresses = layout.addresses(tensors)
+    if addresses is None:
+        tensors = [
+            tensor if tensor is None else _dense(what + name, tensor, shape, dtype)
+            for name, tensor, shape in zip(names, tensors, shapes, strict=True)
+        ]
+        addresses = _addresses(tensors)
+    return tensors, addresses
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return [_address(tensor) for tensor in tensors]
 
 
 def _shape(s: _Sizes, batch_sizes: int) -> _C.Shape:
@@ -240,11 +254,11 @@ class _Call:
         if self.dtype not in _SUFFIX or not x.is_cpu:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
         self.sizes = s = _sizes(stack, inputs, batch_sizes)
-        self.shapes = shapes = _shapes(s)
+        self.shapes = shapes = _shapes(s, self.dtype)
         # No methods of its own: a call that refers to itself keeps its tensors until the garbage collector comes.
         self.kept_empty = partial(_kept_empty, self.dtype)
-        self.new_empty = x.new_empty if shapes.largest * self.dtype.itemsize < _C.LARGE_MEMORY else self.kept_empty
-        self.inputs = self.dense_inputs("", inputs.flat())
+        self.new_empty = self.kept_empty if shapes.large else x.new_empty
+        self.inputs, self.inputs_at = self.dense_inputs("", inputs.flat())
         self.dropout = None if dropout is None else _dense("dropout_masks", dropout, shapes.dropout, self.dtype)
         if batch_sizes is None:
             self.shape = _padded_shape(s)
@@ -254,35 +268,34 @@ class _Call:
         if self.shape.rows != s.N:
             raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
 
-    def dense_inputs(self, what: str, inputs: list[Tensor | None]) -> list[Tensor | None]:
-        """x, h0, c0, weights, or something as large as each of them."""
-        shapes = self.shapes.inputs
-        if len(inputs) != len(shapes):
-            raise RuntimeError(f"{what}weights: expected {len(shapes) - 3} tensors, got {len(inputs) - 3}")
-        return _all_dense(what, self.shapes.names, inputs, shapes, self.dtype)
+    def dense_inputs(self, what: str, inputs: list[Tensor | None]) -> tuple[Sequence[Tensor | None], list[int]]:
+        """x, h0, c0, weights, or something as large as each of them; and their addresses."""
+        arrays = self.shapes.inputs
+        if len(inputs) != len(arrays.shapes):
+            raise RuntimeError(f"{what}weights: expected {len(arrays.shapes) - 3} tensors, got {len(inputs) - 3}")
+        return _all_dense(what, arrays, inputs, self.dtype)
 
-    def dense_outputs(self, what: str, outputs: SomeOutputs) -> list[Tensor | None]:
-        """y, h_n, c_n, or something as large as each of them."""
-        return _all_dense(what, ("y", "h_n", "c_n"), outputs, self.shapes.outputs, self.dtype)
+    def dense_outputs(self, what: str, outputs: SomeOutputs) -> tuple[Sequence[Tensor | None], list[int]]:
+        """y, h_n, c_n, or something as large as each of them; and their addresses."""
+        return _all_dense(what, self.shapes.outputs, outputs, self.dtype)
 
     def start(self) -> tuple[_C.Shape, int, list[int]]:
-        return self.shape, torch.get_num_threads(), _addresses(self.inputs[3:])
+        return self.shape, torch.get_num_threads(), self.inputs_at[3:]
 
     def z_shape(self) -> _Shape:
         stack, s = self.sizes.stack, self.sizes
         return stack.L, stack.D, s.N, stack.gates, s.H
 
     def reserve_shape(self) -> _Shape:
-        s = self.sizes
-        return (s.N * reserve_per_row(s.stack, s.H, s.P),)
+        return _kept_arrays(self.sizes, self.dtype).shapes[1]
 
     def empty_outputs(self) -> Outputs:
-        new_empty, (y, h_n, c_n) = self.new_empty, self.shapes.outputs
+        new_empty, (y, h_n, c_n) = self.new_empty, self.shapes.outputs.shapes
         return Outputs(new_empty(*y), new_empty(*h_n), new_empty(*c_n) if self.sizes.stack.lstm else None)
 
     def empty_gradients(self, wanted: Sequence[bool], groups: int) -> SomeInputs:
         """Room for the gradients: of the weights with a leading dimension `groups` if there are several."""
-        shapes, new_empty = self.shapes.inputs, self.new_empty
+        shapes, new_empty = self.shapes.inputs.shapes, self.new_empty
         if groups > 1:
             shapes = [*shapes[:3], *((groups, *shape) for shape in shapes[3:])]
             new_empty = self.kept_empty
@@ -298,11 +311,11 @@ class _PastCall(_Call):
 
     def __init__(self, past: Past) -> None:
         super().__init__(past.stack, past.inputs, past.batch_sizes, past.dropout)
-        shapes = self.shapes.outputs[0], self.reserve_shape()
-        self.kept = _all_dense("", ("y", "reserve"), (past.y, past.reserve), shapes, self.dtype)
+        arrays = _kept_arrays(self.sizes, self.dtype)
+        self.kept, self.kept_at = _all_dense("", arrays, (past.y, past.reserve), self.dtype)
 
     def past(self) -> list[int]:
-        return _addresses((*self.inputs[:3], self.dropout, *self.kept))
+        return [*self.inputs_at[:3], _address(self.dropout), *self.kept_at]
 
 
 # --- the four functions -----------------------------------------------------------------------------------------------
@@ -317,8 +330,8 @@ def forward(
     reserve = call.kept_empty(*call.reserve_shape()) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
-    arrays = _addresses((*call.inputs[:3], call.dropout, *outputs))
-    _FORWARD[call.dtype](*call.start(), [*arrays, kept])
+    arrays = [*call.inputs_at[:3], *_addresses((call.dropout, *outputs)), kept]
+    _FORWARD[call.dtype](*call.start(), arrays)
     return outputs, reserve
 
 
@@ -330,10 +343,10 @@ def forward_dual(
     if any(t is not None for t in tangents.weights):
         raise ValueError("forward_dual: expected no tangents of weights")
     call = _Call(stack, inputs, batch_sizes, dropout)
-    v = call.dense_inputs("tangent of ", tangents.flat())
+    _v, v_at = call.dense_inputs("tangent of ", tangents.flat())
     outputs, outputs_dot = call.empty_outputs(), call.empty_outputs()
-    arrays = _addresses((*call.inputs[:3], call.dropout, *outputs, None))
-    _FORWARD_DUAL[call.dtype](*call.start(), arrays, _addresses((*v[:3], *outputs_dot)))
+    arrays = [*call.inputs_at[:3], *_addresses((call.dropout, *outputs, None))]
+    _FORWARD_DUAL[call.dtype](*call.start(), arrays, [*v_at[:3], *_addresses(outputs_dot)])
     return outputs, outputs_dot
 
 
@@ -362,9 +375,9 @@ def _backward(
     kept: Tensor | None = None,
     swept: Tensor | None = None,
 ) -> SomeInputs:
-    d = call.dense_outputs("gradient of ", cotangents)
+    _d, d_at = call.dense_outputs("gradient of ", cotangents)
     grads = call.empty_gradients(wanted, groups)
-    arrays = _addresses((*d, z, kept, *grads[:3], swept))
+    arrays = [*d_at, *_addresses((z, kept, *grads[:3], swept))]
     _BACKWARD[call.dtype](*call.start(), call.past(), arrays, _addresses(grads.weights), groups)
     return grads
 
@@ -404,14 +417,14 @@ def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -
     """The derivative of the outputs along `tangents`; if given, z_tangent (L,D,N,G,H) becomes that of the
     pre-activations."""
     call = _PastCall(past)
-    v = call.dense_inputs("tangent of ", tangents.flat())
+    _v, v_at = call.dense_inputs("tangent of ", tangents.flat())
     outputs = call.empty_outputs()
     z = 0
     if z_tangent is not None:
         if _dense("tangent of z", z_tangent, call.z_shape(), call.dtype) is not z_tangent:
             raise RuntimeError("tangent of z: expected a contiguous tensor to write to")
         z = z_tangent.data_ptr()
-    _TANGENT[call.dtype](*call.start(), call.past(), _addresses((*v[:3], *outputs)), _addresses(v[3:]), z)
+    _TANGENT[call.dtype](*call.start(), call.past(), [*v_at[:3], *_addresses(outputs)], v_at[3:], z)
     return outputs
 
 
@@ -448,16 +461,16 @@ def second_local(
         enter the backward pass themselves; and to what it had from the forward pass.
     """
     call = _PastCall(past)
-    v = call.dense_inputs("tangent of ", tangents.flat())
+    _v, v_at = call.dense_inputs("tangent of ", tangents.flat())
     swept = _dense("swept", swept, (call.shape.swept.size,), call.dtype)
     outputs, grads = call.empty_outputs(), call.empty_gradients(wanted, groups)
-    bend = Bend(call.new_empty(*call.shapes.outputs[0]), call.kept_empty(*call.reserve_shape()))
+    bend = Bend(call.new_empty(*call.shapes.outputs.shapes[0]), call.kept_empty(*call.reserve_shape()))
     _SECOND[call.dtype](
         *call.start(),
         call.past(),
         swept.data_ptr(),
-        _addresses((*v[:3], *outputs)),
-        _addresses(v[3:]),
+        [*v_at[:3], *_addresses(outputs)],
+        v_at[3:],
         _addresses(grads[:3]),
         _addresses(grads.weights),
         groups,
@@ -483,7 +496,7 @@ def second(
     to_first, swept = backward_kept(past, first, wanted_first, groups)
     outputs, direct, bend = second_local(past, swept, tangents, wanted_plain, groups)
     call = _PastCall(past)
-    dy, dh_n, dc_n = call.dense_outputs("gradient of ", plain)
+    (dy, dh_n, dc_n), _ = call.dense_outputs("gradient of ", plain)
     cotangents = SomeOutputs(bend.y if dy is None else bend.y.add_(dy), dh_n, dc_n)
     to_plain = _backward(call, cotangents, wanted_plain, groups, kept=bend.reserve)
     for grad, more in zip(to_plain.flat(), direct.flat(), strict=True):

@@ -95,11 +95,11 @@ def recurrent(
 
 def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[Tensor, Tensor, Tensor | None]:
     inputs, transformed = Inputs(x, h0, c0, weights), _is_transformed()
-    if linear.is_recording() and not transformed and _any_requires_grad(inputs):
+    if linear.is_recording() and not transformed and _any_requires_grad(inputs.flat()):
         return linear.record(stack, inputs, batch_sizes, dropout)
     if transformed and (dual := _in_forward_mode_alone(stack, inputs, batch_sizes, dropout)):
         return dual
-    if transformed or _any_requires_grad(inputs):
+    if transformed or _any_requires_grad(inputs.flat()):
         y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None
     outputs, _ = library.forward(stack, inputs, batch_sizes, dropout, keep=False)
@@ -112,8 +112,8 @@ def _recurrent_in_graph(stack, *args):
     return _recurrent(Stack(*stack), *args)
 
 
-def _any_requires_grad(inputs: Inputs) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.flat())
+def _any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _is_recorded() -> bool:
@@ -127,8 +127,7 @@ def _is_transformed() -> bool:
 
 
 def _in_forward_mode_alone(stack: Stack, inputs: Inputs, batch_sizes, dropout) -> Outputs | None:
-    """The call, if forward mode is all that is asked of it: values and tangents in one pass. None if there is more to
-    it, or less."""
+    """The call, if forward mode is all that is asked of it: no nodes. None if there is more to it, or less."""
     args, interpreter = [*inputs.flat(), batch_sizes, dropout], peek_interpreter_stack()
     both = None
     if interpreter is None:
@@ -146,16 +145,17 @@ def _in_forward_mode_alone(stack: Stack, inputs: Inputs, batch_sizes, dropout) -
 
 
 def _dual(stack: Stack, pairs: list[tuple[Any, Tensor | None]]) -> tuple[Outputs, Outputs] | None:
-    """Outputs and their tangents of (*inputs, batch_sizes, dropout) and their tangents, where those of the weights are
-    zero and nobody wants a graph."""
+    """Outputs and their tangents of (*inputs, batch_sizes, dropout) and their tangents, where nobody wants a graph."""
     *flat, batch_sizes, dropout = (value for value, _ in pairs)
     inputs, tangents = _inputs(flat), _some_inputs(tangent for _, tangent in pairs[:-2])
-    moved = _present(tangents[:3])
-    if not moved or not _all_none(tangents.weights) or not library.is_plain(inputs.x):
+    moved = _present(tangents.flat())
+    if not moved or not library.is_plain(inputs.x) or _any_requires_grad((*inputs.flat(), *moved)):
         return None
-    if _any_requires_grad(inputs) or any(tangent.requires_grad for tangent in moved):
-        return None
-    return kernels.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
+    if _all_none(tangents.weights):
+        return kernels.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
+    outputs, reserve = kernels.forward(stack, inputs, batch_sizes, dropout, keep=True)
+    assert reserve is not None
+    return outputs, kernels.tangent(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve), tangents)
 
 
 class _Spec(NamedTuple):

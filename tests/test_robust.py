@@ -34,7 +34,7 @@ from cases import (
 from torch.utils.data import DataLoader, Dataset
 
 import rnnfast
-from rnnfast import ops
+from rnnfast import _C, kernels, ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, on how it runs them
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -56,6 +56,74 @@ def assert_same(got: Results, expected: Results) -> None:
     assert got.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
+
+
+# ------------------------------------------------------------------------------------------- odd memory
+
+
+# What a kernel may not read as it lies, though shape and dtype are right or its numbers are all there.
+NOT_LAID_OUT = {
+    "transposed": lambda: torch.ones(3, 2).t(),
+    "every second": lambda: torch.ones(2, 6)[:, ::2],
+    "expanded": lambda: torch.ones(1, 3).expand(2, 3),
+    "negated": lambda: torch._neg_view(torch.ones(2, 3)),
+    "zeros not written": lambda: torch._efficientzerotensor((2, 3)),
+    "unaligned": lambda: unaligned(torch.ones(2, 3)),
+    "float64": lambda: torch.ones(2, 3).double(),
+    "int32": lambda: torch.ones(2, 3, dtype=torch.int32),
+    "complex": lambda: torch.ones(2, 3, dtype=torch.complex64),
+    "another shape": lambda: torch.ones(3, 2),
+    "fewer dimensions": lambda: torch.ones(6),
+    "more dimensions": lambda: torch.ones(1, 2, 3),
+    "meta": lambda: torch.ones(2, 3, device="meta"),
+    "sparse": lambda: torch.ones(2, 3).to_sparse(),
+    "no tensor": lambda: np.ones((2, 3), np.float32),
+}
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch cannot be asked from C")
+class TestLayout:
+    layout = _C.Layout(torch.Tensor, [(2, 3), (2, 3)], 4)
+
+    def test_addresses(self) -> None:
+        a, b = torch.ones(2, 3), torch.nn.Parameter(torch.ones(4, 3))[2:]
+        assert self.layout.addresses([a, b]) == [a.data_ptr(), b.data_ptr()]
+        assert self.layout.addresses((None, b)) == [0, b.data_ptr()]
+
+    def test_dimensions_of_one_have_any_stride(self) -> None:
+        a = torch.ones(5, 7)[2:3, :4].unsqueeze(0)  # (1,1,4)
+        assert _C.Layout(torch.Tensor, [(1, 1, 4)], 4).addresses([a]) == [a.data_ptr()]
+
+    @pytest.mark.parametrize("kind", NOT_LAID_OUT)
+    def test_what_is_not_laid_out_so(self, kind: str) -> None:
+        assert self.layout.addresses([torch.ones(2, 3), NOT_LAID_OUT[kind]()]) is None
+
+    def test_no_numbers(self) -> None:
+        assert _C.Layout(torch.Tensor, [(0, 3)], 4).addresses([torch.ones(0, 3)]) is None
+
+    def test_another_count(self) -> None:
+        assert self.layout.addresses([torch.ones(2, 3)]) is None
+
+    def test_a_torch_that_cannot_be_asked(self) -> None:
+        assert _C.Layout(object, [(2, 3)], 4).addresses([torch.ones(2, 3)]) is None
+
+
+@every_cell
+def test_without_the_exchange_api(case: Case, monkeypatch) -> None:
+    """Older versions of torch: tensor by tensor, to the same bits."""
+    inputs = make_inputs(case, torch.float32)
+    expected = run_module(rnnfast, case, inputs)
+
+    class Blind:
+        def addresses(self, tensors) -> None:
+            return None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernels._C, "Layout", lambda *_: Blind())
+        for cached in (kernels._shapes, kernels._kept_arrays):
+            patched.setattr(kernels, cached.__name__, cached.__wrapped__)
+        got = run_module(rnnfast, case, inputs)
+    assert_same(got, expected)
 
 
 # ------------------------------------------------------------------------------------------ odd numbers

@@ -1,0 +1,109 @@
+// Where the numbers of tensors are, without torch's headers and without a call into Python for each of their
+// attributes: torch (2.10 and later) lets C code read a tensor through DLPack's exchange API.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <vector>
+
+namespace rnnfast {
+
+// The parts of DLPack's stable ABI (major version 1) that are read here.
+struct DlTensor {
+    void* data;
+    struct {
+        int32_t type, id;
+    } device;
+    int32_t ndim;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    const int64_t* shape;
+    const int64_t* strides;  // in numbers
+    uint64_t byte_offset;
+};
+
+struct DlExchange {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void* previous_version;
+    void (*makes_and_takes_tensors[3])();
+    int (*read)(void* tensor, DlTensor* out);  // 0, or -1 with a Python exception set
+};
+
+// What `tensor_type` (torch.Tensor) offers; nullptr: nothing.
+inline const DlExchange* find_exchange(pybind11::handle tensor_type) {
+    const pybind11::object capsule = pybind11::getattr(tensor_type, "__dlpack_c_exchange_api__", pybind11::none());
+    if (capsule.is_none()) return nullptr;
+    void* const pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (!pointer) throw pybind11::error_already_set();
+    const auto* exchange = static_cast<const DlExchange*>(pointer);
+    return exchange->version.major == 1 && exchange->read ? exchange : nullptr;
+}
+
+// How the kernels read some tensors: floating-point numbers on the CPU, dense, of these shapes.
+class Layout {
+public:
+    using Shape = std::vector<int64_t>;
+    using Addresses = std::vector<uintptr_t>;
+
+    Layout(pybind11::object tensor_type, std::vector<Shape> shapes, int bytes)
+        : tensor_type_(std::move(tensor_type)),
+          exchange_(find_exchange(tensor_type_)),
+          shapes_(std::move(shapes)),
+          bytes_(bytes) {}
+
+    // The addresses of tensors, 0 for None; nothing if one of them is not laid out so, or cannot be told from here.
+    std::optional<Addresses> addresses(const pybind11::sequence& tensors) const {
+        if (!exchange_ || tensors.size() != shapes_.size()) return std::nullopt;
+        Addresses found(shapes_.size(), 0);
+        for (size_t i = 0; i < found.size(); ++i) {
+            const pybind11::object tensor = tensors[i];
+            if (!tensor.is_none() && !(found[i] = address(tensor.ptr(), shapes_[i]))) return std::nullopt;
+        }
+        return found;
+    }
+
+private:
+    // Are the numbers to be read with the other sign? DLPack does not tell.
+    static bool is_negated(PyObject* tensor) {
+        static PyObject* const name = PyUnicode_InternFromString("is_neg");
+        PyObject* const answer = PyObject_CallMethodNoArgs(tensor, name);
+        if (!answer) throw pybind11::error_already_set();
+        Py_DECREF(answer);  // True or False, which stay
+        return answer != Py_False;
+    }
+
+    // 0: not laid out so. Tensors without numbers have no address, either.
+    uintptr_t address(PyObject* tensor, const Shape& shape) const {
+        constexpr int cpu = 1, floating_point = 2;  // DLPack's codes
+        if (!PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()))) return 0;
+        if (is_negated(tensor)) return 0;
+        DlTensor t;
+        if (exchange_->read(tensor, &t) != 0) {
+            PyErr_Clear();  // whoever has no numbers in memory gets his error where each tensor is looked at
+            return 0;
+        }
+        if (t.device.type != cpu || t.dtype.code != floating_point || t.dtype.bits != 8 * bytes_ ||
+            t.dtype.lanes != 1 || t.ndim != int32_t(shape.size()))
+            return 0;
+        int64_t size = 1;
+        for (int d = t.ndim - 1; d >= 0; --d) {
+            if (t.shape[d] != shape[d] || (shape[d] != 1 && t.strides[d] != size)) return 0;
+            size *= shape[d];
+        }
+        const uintptr_t address = reinterpret_cast<uintptr_t>(t.data) + t.byte_offset;
+        return size && address % bytes_ == 0 ? address : 0;
+    }
+
+    const pybind11::object tensor_type_;
+    const DlExchange* const exchange_;
+    const std::vector<Shape> shapes_;
+    const int bytes_;
+};
+
+}  // namespace rnnfast
