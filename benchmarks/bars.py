@@ -158,14 +158,16 @@ def growth(groups: Sequence[Group], env: Env) -> Iterable[Bar]:
 
 def derivatives(groups: Sequence[Group], env: Env) -> list[Bar]:
     base = [g for g in of_pass(groups, "per_sample") if (g["T"], g["B"], g["I"], g["H"]) == BASE]
-    forward = of_pass(groups, "jvp_input", "jvp_weights")
+    layers = of_pass(groups, "compiled_inference", "compiled_train")
     return [
         *_slowest("double backward vs torch", of_pass(groups, "double_backward"), "torch", 4.0),
         *_slowest("vmap(grad) vs torch", base, "torch", 20.0),
         *_costliest("vmap(grad) / forward + backward", base, 2.0),
-        *_costliest("jvp / forward", forward, 2.0),
+        *_costliest("jvp of x / forward", of_pass(groups, "jvp_input"), 2.0),
+        *_costliest("jvp of the weights / forward", of_pass(groups, "jvp_weights"), 2.0),
         *_costliest("jvp of grad / forward + backward", of_pass(groups, "hessian_vector"), None),
-        *_slowest("compiled vs eager", of_pass(groups, "compiled_inference", "compiled_train"), "plain", 1.0),
+        *_slowest("a model compiled vs eager", of_pass(groups, "compiled_model"), "plain", 1.0),
+        *_slowest("a lone layer compiled vs eager", layers, "plain", 1.0),
         *_compile_time(of_pass(groups, "compile")),
     ]
 

@@ -204,13 +204,55 @@ def _difference(function: Function, at: Named, direction: Named) -> Named:
 
 
 def _compiled(job: Job, data: Data, device: str) -> list[Contender]:
-    """The eager model, and the same one compiled."""
+    """The eager layer, and the same one compiled."""
+    kind, layers = job.kind.removeprefix("compiled_"), _with_compiled(job, data, device)
+    return [as_contender(name, layer.train(job.trains), kind, data) for name, layer in layers.items()]
+
+
+def _with_compiled(
+    job: Job, data: Data, device: str, make: Callable[[torch.nn.Module], torch.nn.Module] = lambda layer: layer
+) -> dict[str, torch.nn.Module]:
+    """What `make` makes of the layer, as it is and compiled."""
     torch._dynamo.reset()  # else another shape than the last compiled one is compiled for any shape
-    kind = job.kind.removeprefix("compiled_")
-    eager, compiled = (load_module(LIBRARIES["rnnfast"], job.shape, data, device) for _ in range(2))
+    eager, compiled = (make(load_module(LIBRARIES["rnnfast"], job.shape, data, device)) for _ in range(2))
     compiled.compile(fullgraph=True)
-    modules = {"plain": eager, "rnnfast": compiled}
-    return [as_contender(name, module.train(job.trains), kind, data) for name, module in modules.items()]
+    return {"plain": eager, "rnnfast": compiled}
+
+
+class _Regression(torch.nn.Module):
+    """A layer with what usually stands around it: its loss for a target (T,B) at every step."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        width = layer.hidden_size
+        self.layer, self.norm = layer, torch.nn.LayerNorm(width)
+        self.head = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 1))
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        y = self.head(self.norm(self.layer(x)[0]))  # (T,B,1)
+        return torch.nn.functional.smooth_l1_loss(y.squeeze(-1), target)
+
+
+def _compiled_model(job: Job, data: Data, device: str) -> list[Contender]:
+    """A training step of `_Regression`, eager and compiled."""
+    target = data.dy[..., 0]
+
+    def contender(name: str, model: torch.nn.Module) -> Contender:
+        def run() -> Tensor:
+            model.zero_grad(set_to_none=True)
+            loss = model(data.x, target)
+            loss.backward()
+            return loss
+
+        def results() -> Named:
+            loss = run()
+            return {"loss": loss.detach().cpu()} | {f"d_{key}": w.grad.cpu() for key, w in model.named_parameters()}
+
+        return Contender(name, run, results)
+
+    models = _with_compiled(job, data, device, lambda layer: _Regression(layer).to(device))
+    return [contender(name, model) for name, model in models.items()]
 
 
 def time_compilation(job: Job, device: str) -> tuple[Timing, list[Contender]]:
@@ -232,4 +274,5 @@ MAKERS: dict[str, Callable[[Job, Data, str], list[Contender]]] = {
     "hessian_vector": _hessian_vector,
     "compiled_inference": _compiled,
     "compiled_train": _compiled,
+    "compiled_model": _compiled_model,
 }

@@ -122,6 +122,7 @@ DERIVATIVES = (
     "hessian_vector",  # jvp of the gradient in the weights
     "compiled_inference",
     "compiled_train",
+    "compiled_model",  # a training step of the layer with a head and a loss
     "compile",  # how long torch.compile takes
     "double_backward",
     "per_sample",  # each sample's gradient, by vmap

@@ -29,8 +29,9 @@ TITLES = {
     "jvp_input": "Forward mode, a tangent of x; plain: inference",
     "jvp_weights": "Forward mode, tangents of the weights; plain: forward for training",
     "hessian_vector": "Hessian-vector product by jvp of grad; plain: forward and backward",
-    "compiled_inference": "Compiled, inference; plain: eager",
-    "compiled_train": "Compiled, forward and backward; plain: eager",
+    "compiled_inference": "A lone layer compiled, inference; plain: eager",
+    "compiled_train": "A lone layer compiled, forward and backward; plain: eager",
+    "compiled_model": "A layer with its head and loss compiled, a training step; plain: eager",
     "compile": "torch.compile of forward and backward, and one run",
 }
 NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "plain": "plain", "rnnfast": "rnnfast"}

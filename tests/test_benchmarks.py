@@ -382,7 +382,7 @@ def test_central_difference():
     torch.testing.assert_close(slopes["cube"], torch.tensor([12.0, 270.0], dtype=torch.float64), rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["compiled_inference", "compiled_train"])
+@pytest.mark.parametrize("kind", ["compiled_inference", "compiled_train", "compiled_model"])
 def test_a_compiled_model_agrees_with_the_eager_one(kind):
     job = Job(Shape("rnn", 4, 3, 5, 6), kind, kind)
     rows = run.run_job(job, "cpu", 1, budget_s=0.0)
@@ -495,6 +495,7 @@ def test_goals_of_derivatives():
     rows += _rows(Job(base, "jvp_weights", "jvp_weights"), ours=1.0, plain=0.4)
     rows += _rows(Job(base, "hessian_vector", "hessian_vector"), ours=1.0, plain=0.25)
     rows += _rows(Job(base, "compiled_train", "compiled_train"), ours=1.0, plain=1.1)
+    rows += _rows(Job(base, "compiled_model", "compiled_model"), ours=1.0, plain=0.9)
     rows += _rows(Job(base, "compile", "compile"), ours=2.0)
     (table,) = bars.tables(rows, ENV)
     where = "(LSTM {} T100 B32 I128 H128)"
@@ -502,9 +503,11 @@ def test_goals_of_derivatives():
         ("double backward vs torch", f"lowest 4.50× {where.format('double_backward')}, geomean 4.50×", "yes"),
         ("vmap(grad) vs torch", f"lowest 18.00× {where.format('per_sample')}, geomean 18.00×", "no"),
         ("vmap(grad) / forward + backward", f"highest 1.50 {where.format('per_sample')}", "yes"),
-        ("jvp / forward", f"highest 2.50 {where.format('jvp_weights')}", "no"),
+        ("jvp of x / forward", f"highest 1.25 {where.format('jvp_input')}", "yes"),
+        ("jvp of the weights / forward", f"highest 2.50 {where.format('jvp_weights')}", "no"),
         ("jvp of grad / forward + backward", f"highest 4.00 {where.format('hessian_vector')}", ""),
-        ("compiled vs eager", f"lowest 1.10× {where.format('compiled_train')}, geomean 1.10×", "yes"),
+        ("a model compiled vs eager", f"lowest 0.90× {where.format('compiled_model')}, geomean 0.90×", "no"),
+        ("a lone layer compiled vs eager", f"lowest 1.10× {where.format('compiled_train')}, geomean 1.10×", "yes"),
         ("torch.compile and one run, as T grows", "2.00 s (LSTM T 100)", ""),
     ]
 
@@ -563,7 +566,7 @@ def test_derivatives_end_to_end(tmp_path, capsys, monkeypatch):
     text = files["markdown"].read_text()
     assert all(f"### {report.TITLES[kind]}\n" in text for kind in UNCOMPILED)
     assert "### Goals, derivatives and torch.compile" in text
-    assert "jvp / forward" in capsys.readouterr().out
+    assert "jvp of x / forward" in capsys.readouterr().out
 
 
 def test_a_wrong_result_ends_with_status_1(tmp_path, capsys, monkeypatch):
