@@ -411,55 +411,60 @@ void BackwardRun<T>::weight_gradients(int64_t l, int64_t d, int64_t group, int t
 template <class T>
 void BackwardRun<T>::add_block(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread, bool first) {
     const int64_t I = s.input(l);
-    const Range mine = Range::part(GH, thread, plan.threads()), my_h = Range::part(s.P, thread, plan.threads());
     const Direction way = this->direction(d);
     Scratch& at = scratch[thread];
-    // Rows of all groups lie side by side; those of one group are put together.
-    const T* left = dz_row(l, d, at.block[0].row) + mine.begin;
-    int64_t stride = places.dz_stride;
-    if (adjoint.groups > 1) {
-        stride = mine.end - mine.begin;
-        for (int64_t r = 0; r < n; ++r)
-            std::copy_n(dz_row(l, d, at.block[r].row) + mine.begin, stride, at.left.get() + r * stride);
-        left = at.left.get();
-    }
+    const auto dz = [&](int64_t r) { return dz_row(l, d, at.block[r].row); };
     if (to.w_ih && input(l)) {
         for (int64_t r = 0; r < n; ++r) at.h[r] = input(l) + at.block[r].row * I;
-        add_outer(at, mine, n, left, stride, I, first, to.w_ih);
+        add_outer(thread, GH, I, n, dz, places.dz_stride, first, to.w_ih);
     }
     if (to.w_hh) {
         for (int64_t r = 0; r < n; ++r) at.h[r] = h_previous(way, l, d, at.block[r].t, at.block[r].b);
-        add_outer(at, mine, n, left, stride, R, first, to.w_hh);
+        add_outer(thread, GH, R, n, dz, places.dz_stride, first, to.w_hh);
     }
-    if (sweeps)
-        for (T* bias : {to.b_ih, to.b_hh})
-            if (bias) kernel.add_rows(n, left, stride, mine.end - mine.begin, bias + mine.begin);
     if (to.w_hr) {
-        const int64_t width = my_h.end - my_h.begin;
-        const T* dh_left = dh_row(l, d, at.block[0].row) + my_h.begin;
-        if (adjoint.groups > 1) {
-            for (int64_t r = 0; r < n; ++r)
-                std::copy_n(dh_row(l, d, at.block[r].row) + my_h.begin, width, at.left.get() + r * width);
-            dh_left = at.left.get();
-        }
         const T* m = trace.m + this->sweep(l, d) * N * s.H;
         for (int64_t r = 0; r < n; ++r) at.h[r] = m + at.block[r].row * s.H;
-        add_outer(at, my_h, n, dh_left, adjoint.groups > 1 ? width : s.P, s.H, first, to.w_hr);
+        add_outer(thread, s.P, s.H, n, [&](int64_t r) { return dh_row(l, d, at.block[r].row); }, s.P, first, to.w_hr);
     }
+    if (!sweeps || !(to.b_ih || to.b_hh)) return;
+    const Range mine = Range::part(GH, thread, plan.threads());
+    const auto [left, stride] = together(at, n, mine, dz, places.dz_stride);
+    for (T* bias : {to.b_ih, to.b_hh})
+        if (bias) kernel.add_rows(n, left, stride, mine.end - mine.begin, bias + mine.begin);
 }
 
-// w[j] (+)= sum_r left[r][j - rows.begin] * at.h[r] for j in `rows`: the outer products of a block of n rows.
+// Columns of n rows, and how far apart the rows are. Those of all groups lie side by side, those of one are put
+// together.
 template <class T>
-void BackwardRun<T>::add_outer(Scratch& at, const Range& rows, int64_t n, const T* left, int64_t stride, int64_t width,
+template <class RowOf>
+std::pair<const T*, int64_t> BackwardRun<T>::together(Scratch& at, int64_t n, const Range& columns, const RowOf& row_of,
+                                                      int64_t stride) {
+    if (adjoint.groups == 1) return {row_of(0) + columns.begin, stride};
+    const int64_t count = columns.end - columns.begin;
+    for (int64_t r = 0; r < n; ++r) std::copy_n(row_of(r) + columns.begin, count, at.left.get() + r * count);
+    return {at.left.get(), count};
+}
+
+// w (rows,width) (+)= sum_r row_of(r)^T at.h[r] over n rows, as far as it is this thread's: the outer products of a
+// block.
+template <class T>
+template <class RowOf>
+void BackwardRun<T>::add_outer(int thread, int64_t rows, int64_t width, int64_t n, const RowOf& row_of, int64_t stride,
                                bool first, T* w) {
+    Scratch& at = scratch[thread];
     const Columns columns = Columns::of_matrix(width, kernel.lanes, 1);
-    kernel.pack_rows(columns, n, at.h.get(), 0, columns.panels, at.right.get());
-    const int64_t count = rows.end - rows.begin;
+    const Tiling tiling = Tiling::of(rows, columns.panels, plan.threads());
+    const Range mine = tiling.rows(rows, thread), panels = tiling.panels(columns.panels, thread);
+    const int64_t count = mine.end - mine.begin;
+    if (!count || panels.begin == panels.end) return;
+    kernel.pack_rows(columns, n, at.h.get(), panels.begin, panels.end, at.right.get());
+    const auto [left, left_stride] = together(at, n, mine, row_of, stride);
     for (int64_t j = 0; j < count; ++j) {
         at.a[j] = left + j;
-        at.init[j] = at.to[j] = w + (rows.begin + j) * width;
+        at.init[j] = at.to[j] = w + (mine.begin + j) * width;
     }
-    kernel.product({count, n, at.a.get(), stride, columns, 0, columns.panels, at.right.get(),
+    kernel.product({count, n, at.a.get(), left_stride, columns, panels.begin, panels.end, at.right.get(),
                     first ? nullptr : at.init.get(), at.to.get()});
 }
 

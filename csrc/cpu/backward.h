@@ -5,6 +5,8 @@
 // dx = dz W_ih_dot, dW = dz^T [x_dot, h_dot], and dz W_hh_dot for h.
 #pragma once
 
+#include <utility>
+
 #include "reserve.h"
 #include "run.h"
 
@@ -76,8 +78,12 @@ private:
     void input_gradient(int64_t l, int thread);
     void weight_gradients(int64_t l, int64_t d, int64_t group, int thread);
     void add_block(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread, bool first);
-    void add_outer(Scratch& at, const Range& rows, int64_t n, const T* left, int64_t stride, int64_t width, bool first,
+    template <class RowOf>
+    void add_outer(int thread, int64_t rows, int64_t width, int64_t n, const RowOf& row_of, int64_t stride, bool first,
                    T* w);
+    template <class RowOf>
+    std::pair<const T*, int64_t> together(Scratch& at, int64_t n, const Range& columns, const RowOf& row_of,
+                                          int64_t stride);
     void make_room();
 
     bool wants_input(int64_t l) const { return l > 0 || adjoint.x; }

@@ -30,7 +30,25 @@ double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lane
     return sweeps * (std::max(multiply, stream) + activate + wait) + start;
 }
 
+// Of a block of sums, in units of a row of one panel: to pack a panel, and to fetch what a row is multiplied by. Of the
+// size measured at H = 128 on two threads.
+constexpr double rows_per_packing = 16;
+constexpr double rows_per_fetch = .25;
+
 }  // namespace
+
+Tiling Tiling::of(int64_t rows, int64_t panels, int threads) {
+    const auto cost = [&](const Tiling& t) {
+        const double mine = double((rows + t.row_parts - 1) / t.row_parts);
+        return double((panels + t.panel_parts - 1) / t.panel_parts) * (mine + rows_per_packing) + mine * rows_per_fetch;
+    };
+    Tiling best;
+    for (int panel_parts = 1; panel_parts <= std::min<int64_t>(threads, panels); ++panel_parts) {
+        const Tiling tiling{threads / panel_parts, panel_parts};
+        if (cost(tiling) < cost(best)) best = tiling;
+    }
+    return best;
+}
 
 Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes) {
     Plan best;

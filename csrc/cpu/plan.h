@@ -3,6 +3,7 @@
 
 #include "../rnnfast.h"
 #include "kernels.h"
+#include "threads.h"
 
 namespace rnnfast {
 
@@ -20,5 +21,21 @@ struct Plan {
 
 // `tile_rows` and `lanes` as in Kernels, `bytes` those of a number.
 Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes);
+
+// How threads share the sums of a matrix (rows, panels of columns): each packs for itself what its panels are
+// multiplied with.
+struct Tiling {
+    int row_parts = 1;
+    int panel_parts = 1;
+
+    static Tiling of(int64_t rows, int64_t panels, int threads);
+
+    // None for threads that are left over.
+    Range rows(int64_t count, int thread) const {
+        if (thread >= row_parts * panel_parts) return {0, 0};
+        return Range::part(count, thread % row_parts, row_parts);
+    }
+    Range panels(int64_t count, int thread) const { return Range::part(count, thread / row_parts, panel_parts); }
+};
 
 }  // namespace rnnfast
