@@ -127,11 +127,9 @@ class _Layer(RNNBase):
         x, batch_sizes, order, back = _unpack(input)
         weights = _weights(self, self._flat_weights_names)
         dtype = _autocast_dtype(x)
-        to_torch = dtype is not None and x.is_cpu and self._onednn_has(dtype)
+        to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
         if dtype is not None and not to_torch:
-            x, hx, weights = _cast(x, dtype), _cast(hx, dtype), _cast(weights, dtype)
-            if x.is_cpu:  # whose kernels calculate with float32
-                x, hx, weights = x.float(), _cast(hx, torch.float32), _cast(weights, torch.float32)
+            x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
         if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
             return self._forward_by_torch(input, hx)
         h0, c0 = (hx, None) if isinstance(hx, Tensor) else hx or (None, None)
@@ -166,18 +164,26 @@ class _Layer(RNNBase):
             h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
         if dtype is not None and x.is_cpu:
             y, h_n = y.to(dtype), h_n.to(dtype)
-            if c_n is not None and self._is_onednns(dtype):
-                c_n = c_n.to(dtype)
+            c_n = c_n.to(dtype) if c_n is not None and self._is_onednns(dtype) else c_n
         output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
         return output, h_n if c_n is None else (h_n, c_n)
 
     def _is_onednns(self, dtype: torch.dtype) -> bool:
-        """Would torch take oneDNN's LSTM under autocast on the CPU, where its CPU has one? It rounds the cells, too."""
+        """Would torch take oneDNN's LSTM under autocast on the CPU, if its CPU has instructions for it? It rounds the
+        cells; torch's own operators leave them float32."""
         return self.mode == "LSTM" and not self.proj_size and dtype == torch.bfloat16
 
-    def _onednn_has(self, dtype: torch.dtype) -> bool:
-        """Is it there? Then it is left to torch, as faster than float32."""
-        return self._is_onednns(dtype) and _CPU_HAS_BFLOAT16
+    def _is_left_to_torch(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Can oneDNN take this call? With 16 bits it is faster than the kernels with 32."""
+        return x.is_cpu and self._is_onednns(dtype) and _CPU_HAS_BFLOAT16
+
+    def _autocast_inputs(self, x: Tensor, hx: Any, weights: Any, dtype: torch.dtype) -> tuple[Tensor, Any, Any]:
+        """Rounded as autocast does; on the CPU, whose kernels have no fewer bits, as float32 again."""
+        if not x.is_cpu:
+            return _cast(x, dtype), _cast(hx, dtype), _cast(weights, dtype)
+        x, h, weights = (_cast(_cast(value, dtype), torch.float32) for value in (x, hx, weights))
+        keeps_c = _is_pair(hx) and not self._is_onednns(dtype)
+        return x, (h[0], _cast(hx[1], torch.float32)) if keeps_c else h, weights
 
     def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor, to_torch: bool) -> bool:
         """Is there a kernel for this call, and is everything of the right size?"""
