@@ -583,6 +583,16 @@ def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Cal
         assert a.dtype in (dtype, torch.float32)
         # one rounding of each output; gradients have one of dL/dy, in each of 30 steps, and one of themselves
         torch.testing.assert_close(a.double(), b, rtol=2 * eps, atol=2 * eps * b.abs().max().item())
+    # To the last bit: the layer on rounded numbers, its outputs and gradients rounded.
+    layer = copy.deepcopy(ours)
+    layer.load_state_dict(exact.state_dict())
+    states = modules._cast(states, torch.float32)
+    outputs = tensors(layer(rounded(x).float(), states))
+    for a, b in zip(got, outputs, strict=True):
+        assert torch.equal(a, b.to(a.dtype))
+    dy = 2 * got[0].detach().float()
+    for a, b in zip(grads, torch.autograd.grad(outputs[0], list(layer.parameters()), dy), strict=True):
+        assert torch.equal(a, b.to(dtype).float())
     try:
         with torch.autocast("cpu", dtype):
             theirs = tensors(torchs(x, hx))
