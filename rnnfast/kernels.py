@@ -206,7 +206,8 @@ def _dense(name: str, tensor: Tensor, shape: _Shape, dtype: torch.dtype) -> Tens
 def _all_dense(
     what: str, arrays: _Arrays, tensors: Sequence[Tensor | None], dtype: torch.dtype
 ) -> tuple[Sequence[Tensor | None], list[int]]:
-    """As `_dense`, and their addresses. Most tensors are as they should be, which the core sees much faster."""
+    """As `_dense`, and their addresses, which last as long as somebody holds the tensors: they may be copies. Most
+    tensors are as they should be, which the core sees much faster."""
     names, shapes, layout = arrays
     addresses = layout.addresses(tensors)
     if addresses is None:

@@ -372,8 +372,8 @@ void BackwardRun<T>::input_gradient(int64_t l, int thread) {
     }
 }
 
-// The gradients of one group, block by block of its rows. Each thread takes some rows of every gradient; the order of
-// the sums does not depend on the threads.
+// The gradients of one group, block by block of its rows. Each thread takes a part of every gradient (see Tiling); the
+// order of the sums does not depend on the threads.
 template <class T>
 void BackwardRun<T>::weight_gradients(int64_t l, int64_t d, int64_t group, int thread) {
     const int64_t I = s.input(l);
@@ -446,8 +446,8 @@ std::pair<const T*, int64_t> BackwardRun<T>::together(Scratch& at, int64_t n, co
     return {at.left.get(), count};
 }
 
-// w (rows,width) (+)= sum_r row_of(r)^T at.h[r] over n rows, as far as it is this thread's: the outer products of a
-// block.
+// w (rows,width) (+)= sum_r row_of(r)^T at.h[r] over n rows, row_of(r) (rows), at.h[r] (width), as far as it is this
+// thread's: the outer products of a block.
 template <class T>
 template <class RowOf>
 void BackwardRun<T>::add_outer(int thread, int64_t rows, int64_t width, int64_t n, const RowOf& row_of, int64_t stride,
