@@ -219,7 +219,9 @@ class _Layer(RNNBase):
         layers = self.num_layers - 1
         if self.dropout == 1:
             return x.new_zeros((layers, *x.shape[:-1], width))
-        masks = [x.new_empty((*x.shape[:-1], width)).bernoulli_(1 - self.dropout) for _ in range(layers)]
+        # Not of x: vmap, which decides whether its samples share a mask, draws for no tensor that it has mapped.
+        like = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
+        masks = [torch.bernoulli(like, 1 - self.dropout) for _ in range(layers)]
         return torch.stack(masks).div_(1 - self.dropout)
 
 
