@@ -68,9 +68,10 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors of floating-point numbers, alone or in a tuple or list, in another dtype; everything else as it is."""
-    if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-        return type(value)(_cast(one, dtype) for one in value)
+    """Tensors of floating-point numbers in another dtype, alone or as a list of what was a tuple or list of any type;
+    everything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return [_cast(one, dtype) for one in value]
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -104,11 +105,6 @@ def _weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     return [parameters[name] if name in parameters else getattr(module, name) for name in names]
 
 
-def _unpack(input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Data, batch sizes, and the order of the batch to and fro."""
-    return input if isinstance(input, PackedSequence) else (input, None, None, None)
-
-
 def _each(f: Callable[[Tensor], Tensor], h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return f(h), None if c is None else f(c)
 
@@ -124,15 +120,21 @@ class _Layer(RNNBase):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, Any]:
-        x, batch_sizes, order, back = _unpack(input)
+        if isinstance(input, Tensor):
+            x, batch_sizes, order, back = input, None, None, None
+        elif isinstance(input, PackedSequence):
+            x, batch_sizes, order, back = input
+        else:
+            return self._forward_by_torch(input, hx)
         weights = _weights(self, self._flat_weights_names)
         dtype = _autocast_dtype(x)
         to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
         if dtype is not None and not to_torch:
-            x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
-        if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
+            x, states, weights = self._autocast_inputs(x, hx, weights, dtype)
+        if not self._fits(x, batch_sizes, states, weights[0], to_torch):
+        states: Any = hx
             return self._forward_by_torch(input, hx)
-        h0, c0 = (hx, None) if isinstance(hx, Tensor) else hx or (None, None)
+        h0, c0 = states if _is_pair(states) else (states, None)
         padded = batch_sizes is None
         single = padded and x.dim() == 2
         if single:
@@ -279,7 +281,7 @@ class LSTM(_Layer):
         if isinstance(input, PackedSequence) and isinstance(hx, (tuple, list)) and len(hx) > 1:
             # There torch.nn.LSTM forgets to check, and reads beyond states of too few or too many layers.
             x, batch_sizes, order, _ = input
-            states = self.permute_hidden(hx, order)
+            states = self.permute_hidden((hx[0], hx[1]), order)
             sizes = self.get_expected_hidden_size(x, batch_sizes), self.get_expected_cell_size(x, batch_sizes)
             for i, size in enumerate(sizes):
                 if isinstance(states[i], Tensor) and states[i].dim() > 2:
