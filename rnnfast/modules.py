@@ -17,6 +17,7 @@ from torch.nn.modules.rnn import RNNBase, RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import cuda, ops
+from rnnfast.twins import Twin
 
 __all__ = ["LSTM", "RNN", "FallbackWarning", "LSTMCell", "RNNCell"]
 
@@ -68,9 +69,10 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors of floating-point numbers, alone or in a tuple or list, in another dtype; everything else as it is."""
-    if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-        return type(value)(_cast(one, dtype) for one in value)
+    """Tensors of floating-point numbers in another dtype, alone or as a list of what was a tuple or list of any type;
+    everything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return [_cast(one, dtype) for one in value]
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -104,35 +106,38 @@ def _weights(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     return [parameters[name] if name in parameters else getattr(module, name) for name in names]
 
 
-def _unpack(input: Tensor | PackedSequence) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Data, batch sizes, and the order of the batch to and fro."""
-    return input if isinstance(input, PackedSequence) else (input, None, None, None)
-
-
 def _each(f: Callable[[Tensor], Tensor], h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return f(h), None if c is None else f(c)
 
 
-class _Layer(RNNBase):
+class _Layer(Twin, RNNBase):
     """What LSTM and RNN have in common."""
 
     _torch_forward: ClassVar[Callable[..., Any]]
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels take the weights where they are."""
+        """As torch's layers do, for cuDNN, where that has to run: the kernels take the weights where they are."""
+        if not torch.compiler.is_compiling():
+            super().flatten_parameters()
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Any, Any]:
-        x, batch_sizes, order, back = _unpack(input)
+        if isinstance(input, Tensor):
+            x, batch_sizes, order, back = input, None, None, None
+        elif isinstance(input, PackedSequence):
+            x, batch_sizes, order, back = input
+        else:
+            return self._forward_by_torch(input, hx)
         weights = _weights(self, self._flat_weights_names)
         dtype = _autocast_dtype(x)
         to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
+        states: Any = hx
         if dtype is not None and not to_torch:
-            x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
-        if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
+            x, states, weights = self._autocast_inputs(x, hx, weights, dtype)
+        if not self._fits(x, batch_sizes, states, weights[0], to_torch):
             return self._forward_by_torch(input, hx)
-        h0, c0 = (hx, None) if isinstance(hx, Tensor) else hx or (None, None)
+        h0, c0 = states if _is_pair(states) else (states, None)
         padded = batch_sizes is None
         single = padded and x.dim() == 2
         if single:
@@ -207,9 +212,11 @@ class _Layer(RNNBase):
             return _state_fits(hx, shape, x)
         return _is_pair(hx) and _state_fits(hx[0], shape, x) and _state_fits(hx[1], (LD, *batch, self.hidden_size), x)
 
-    def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
-        """What has no kernel, and what has no answer: torch computes the one and says what is wrong with the other."""
-        return self._torch_forward(input, hx)
+    def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> Any:
+        """What has no kernel, what has no numbers, and what has no answer: torch computes the one, torch.fx traces the
+        second, and torch says what is wrong with the third."""
+        node = self._symbolic(input, hx)
+        return self._torch_forward(input, hx) if node is None else node
 
     def _dropout_masks(self, x: Tensor) -> Tensor | None:
         """(L-1,T,B,D*R) or (L-1,N,D*R), drawn as torch draws them: the same seed drops the same units."""
@@ -219,11 +226,13 @@ class _Layer(RNNBase):
         layers = self.num_layers - 1
         if self.dropout == 1:
             return x.new_zeros((layers, *x.shape[:-1], width))
-        masks = [x.new_empty((*x.shape[:-1], width)).bernoulli_(1 - self.dropout) for _ in range(layers)]
+        # Not of x: vmap, which decides whether its samples share a mask, draws for no tensor that it has mapped.
+        like = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
+        masks = [torch.bernoulli(like, 1 - self.dropout) for _ in range(layers)]
         return torch.stack(masks).div_(1 - self.dropout)
 
 
-class LSTM(_Layer):
+class LSTM(_Layer, torch.nn.LSTM):
     """Long short-term memory, a drop-in for `torch.nn.LSTM`: same arguments, attributes, shapes and state_dict.
 
     For each layer and direction (* elementwise, s the logistic function; Hochreiter & Schmidhuber 1997, forget gate by
@@ -247,10 +256,8 @@ class LSTM(_Layer):
     Outputs: output (T,B,D*P or D*H) like the input, (h_n, c_n) like (h_0, c_0).
     """
 
+    _twin: ClassVar[type[torch.nn.Module]] = torch.nn.LSTM
     _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.LSTM.forward
-    get_expected_cell_size: ClassVar[Callable[..., Any]] = torch.nn.LSTM.get_expected_cell_size
-    check_forward_args: ClassVar[Callable[..., Any]] = torch.nn.LSTM.check_forward_args
-    permute_hidden: ClassVar[Callable[..., Any]] = torch.nn.LSTM.permute_hidden
 
     if TYPE_CHECKING:
 
@@ -268,16 +275,11 @@ class LSTM(_Layer):
             dtype: torch.dtype | None = None,
         ) -> None: ...
 
-    else:  # wrong arguments get torch's own words
-
-        def __init__(self, *args, **kwargs):
-            super().__init__("LSTM", *args, **kwargs)
-
-    def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+    def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> Any:
         if isinstance(input, PackedSequence) and isinstance(hx, (tuple, list)) and len(hx) > 1:
             # There torch.nn.LSTM forgets to check, and reads beyond states of too few or too many layers.
             x, batch_sizes, order, _ = input
-            states = self.permute_hidden(hx, order)
+            states = self.permute_hidden((hx[0], hx[1]), order)
             sizes = self.get_expected_hidden_size(x, batch_sizes), self.get_expected_cell_size(x, batch_sizes)
             for i, size in enumerate(sizes):
                 if isinstance(states[i], Tensor) and states[i].dim() > 2:
@@ -285,7 +287,7 @@ class LSTM(_Layer):
         return super()._forward_by_torch(input, hx)
 
 
-class RNN(_Layer):
+class RNN(_Layer, torch.nn.RNN):
     """Elman's network (1990), a drop-in for `torch.nn.RNN`: same arguments, attributes, shapes and state_dict.
 
     For each layer and direction:  h_t = tanh or relu of  W_ih x_t + b_ih + W_hh h_{t-1} + b_hh.
@@ -301,6 +303,7 @@ class RNN(_Layer):
         ValueError: another nonlinearity, or a proj_size.
     """
 
+    _twin: ClassVar[type[torch.nn.Module]] = torch.nn.RNN
     _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.RNN.forward
 
     if TYPE_CHECKING:
@@ -320,22 +323,8 @@ class RNN(_Layer):
             dtype: torch.dtype | None = None,
         ) -> None: ...
 
-    else:
 
-        def __init__(self, *args, **kwargs):
-            if "proj_size" in kwargs:
-                raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-            if len(args) > 3:
-                self.nonlinearity = args[3]
-                args = args[:3] + args[4:]
-            else:
-                self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-            if self.nonlinearity not in _MODES:
-                raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-            super().__init__(_MODES[self.nonlinearity], *args, **kwargs)
-
-
-class _Cell(RNNCellBase):
+class _Cell(Twin, RNNCellBase):
     """What LSTMCell and RNNCell have in common: a layer of one step."""
 
     _torch_forward: ClassVar[Callable[..., Any]]
@@ -359,50 +348,34 @@ class _Cell(RNNCellBase):
         return h.squeeze(0), None if c is None else c.squeeze(0)
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell, torch.nn.LSTMCell):
     """One step of an LSTM, a drop-in for `torch.nn.LSTMCell`.
 
     Inputs: input (B,I) or (I); optional (h_0, c_0), each (B,H) or (H). Outputs: (h_1, c_1) likewise.
     """
 
+    _twin: ClassVar[type[torch.nn.Module]] = torch.nn.LSTMCell
     _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.LSTMCell.forward
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: _Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
-
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if not isinstance(input, Tensor) and (node := self._symbolic(input, hx)) is not None:
+            return node
         step = self._step("LSTM", input, hx or ()) if hx is None or _is_pair(hx) else None
         return self._torch_forward(input, hx) if step is None else step
 
 
-class RNNCell(_Cell):
+class RNNCell(_Cell, torch.nn.RNNCell):
     """One step of an Elman network, a drop-in for `torch.nn.RNNCell`.
 
     Inputs: input (B,I) or (I); optional h_0 (B,H) or (H). Output: h_1 likewise.
     """
 
+    _twin: ClassVar[type[torch.nn.Module]] = torch.nn.RNNCell
     _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.RNNCell.forward
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: _Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
-
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if not isinstance(input, Tensor) and (node := self._symbolic(input, hx)) is not None:
+            return node
         mode = _MODES.get(self.nonlinearity)
         step = self._step(mode, input, () if hx is None else (hx,)) if mode is not None else None
         return self._torch_forward(input, hx) if step is None else step[0]

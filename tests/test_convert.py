@@ -276,7 +276,30 @@ def test_weights_that_hooks_compute(change: str) -> None:
 
 
 class Gated(nn.LSTM):
-    """A user's own layer."""
+    """A user's own layer, with an opinion on what torch's forward does."""
+
+    def check_input(self, *args: Any) -> None:
+        super().check_input(*args)
+
+
+class Registered(nn.LSTM):
+    """A user's own layer that wants to know of every subclass."""
+
+    def __init_subclass__(cls) -> None:
+        raise ValueError("two layers of one name")
+
+
+class Lazy(nn.modules.lazy.LazyModuleMixin, nn.RNN):
+    cls_to_become = nn.RNN
+
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+        self.weight_ih_l0 = nn.UninitializedParameter()
+
+    def initialize_parameters(self, x: Tensor) -> None:
+        self.weight_ih_l0.materialize((4, x.size(-1)))
+        nn.init.ones_(self.weight_ih_l0)
+        self._init_flat_weights()
 
 
 def replaced_forward() -> nn.Module:
@@ -293,7 +316,8 @@ def quantized() -> nn.Module:
 STAY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gru": (lambda: nn.GRU(3, 4), "no kernel for GRU"),
     "gru_cell": (lambda: nn.GRUCell(3, 4), "no kernel for GRU"),
-    "subclass": (lambda: Gated(3, 4), "Gated is a subclass"),
+    "subclass": (lambda: Gated(3, 4), "Gated is a subclass that overrides check_input"),
+    "no_subclass": (lambda: Registered(3, 4), "Registered has no subclass: two layers of one name"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0"), "parametrized"),
     "replaced_forward": (replaced_forward, "forward was replaced"),
     "scripted_cell": (lambda: torch.jit.script(nn.LSTMCell(3, 4)), "TorchScript"),
@@ -322,9 +346,53 @@ def test_left_alone(kind: str, log) -> None:
     assert layers(m) == before and [level for level, _ in log()] == ["INFO"]
 
 
-def test_what_is_no_layer_is_not_mentioned(log) -> None:
-    rnnfast.convert(nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.TransformerEncoderLayer(4, 2)))
-    assert not log()
+def test_lazy(log) -> None:
+    layer, x = Lazy(), torch.randn(5, 2, 3)
+    rnnfast.convert(layer)
+    assert type(layer) is Lazy and "no weights before its first call" in log()[0][1]
+    expected = layer(x)[0]
+    torch.testing.assert_close(rnnfast.convert(layer)(x)[0], expected)
+    assert type(layer) is rnnfast.RNN
+
+
+@pytest.mark.parametrize(
+    ("swap", "what"),
+    [(rnnfast.convert, "torch.nn.LSTM, RNN, LSTMCell or RNNCell"), (rnnfast.revert, "layer of rnnfast")],
+    ids=["convert", "revert"],
+)
+def test_nothing_to_swap(swap: Callable, what: str, log) -> None:
+    """One line says so, and none speaks of what is no recurrent layer."""
+    swap(nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.TransformerEncoderLayer(4, 2)))
+    assert [(level, text.partition(what)[1:]) for level, text in log()] == [("WARNING", (what, " in Sequential"))]
+
+
+def test_nothing_to_swap_is_seen(run_python) -> None:
+    """Also by a user who has set up no logging."""
+    done = run_python("-c", "import torch, rnnfast; rnnfast.convert(torch.nn.Linear(1, 1))")
+    assert done.stderr == "convert: there is no torch.nn.LSTM, RNN, LSTMCell or RNNCell in Linear\n"
+
+
+def test_subclasses_on_request(log) -> None:
+    class Own(nn.LSTM):
+        pass
+
+    m = nn.ModuleList([nn.LSTM(3, 4), Own(3, 4)])
+    rnnfast.convert(m, subclasses=False)
+    assert [type(layer) for layer in m] == [rnnfast.LSTM, Own]
+    assert [level for level, _ in log()] == ["INFO", "WARNING"]
+    rnnfast.convert(m)
+    assert isinstance(m[1], Own) and isinstance(m[1], rnnfast.LSTM)
+    assert log() == [("INFO", "1: test_convert.Own became test_convert.Own on rnnfast")]
+
+
+def test_slots() -> None:
+    class Slotted(nn.LSTM):
+        __slots__ = ("extra",)
+
+    layer = Slotted(3, 4)
+    layer.extra = 5
+    assert isinstance(rnnfast.convert(layer), rnnfast.LSTM) and layer.extra == 5
+    assert type(rnnfast.revert(layer)) is Slotted and layer.extra == 5
 
 
 class Ours(rnnfast.LSTM):
