@@ -22,8 +22,8 @@ if NVCC is None:
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHS = os.environ.get("RNNFAST_TEST_CUDA_ARCHS", "90").split(";")
 REGISTERS = 65536  # of a multiprocessor
-# Known: the Elman network's backward kernel in TF32 spills where it loads its weights, before the time loop.
-KNOWN_SPILLS = re.compile(r"persistent_backwardILNS0_6NumberE2ELb0E")
+# Known: with four tiles of sequences a few numbers do not fit beside 128 registers of weights and 32 of sums.
+KNOWN_SPILLS = re.compile(r"persistent_\w+ILNS0_6NumberE\dELb[01]ELi4E")
 KNOWN_SPILL_BYTES = 128
 
 
@@ -61,8 +61,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
 
 
 def test_all_kernels_are_there(report: list[Usage]) -> None:
-    each = 3 * 2 * 2 * len(ARCHS)  # numbers, cells, tiles
-    for name in ("persistent_forward", "persistent_backward"):
+    for name, tiles in (("persistent_forward", 3 + 3), ("persistent_backward", 2 + 3)):  # of both cells
+        each = 3 * 2 * tiles * len(ARCHS)  # numbers, in a cluster or in a grid
         assert sum(name in usage.kernel for usage in report) == each, name
     for name in ("step_forward", "step_project", "step_backward", "step_backward_projected"):
         assert any(f"{len(name)}{name}I" in usage.kernel for usage in report), name
