@@ -85,7 +85,7 @@ def takes(kernel: str, dtype: torch.dtype, case: Case) -> None:
     if kernel in ("composite", "steps"):
         return
     try:
-        plans = cuda._extension().plan
+        plans = cuda._extension().make_plan
         for backward in (False, True):
             cell = {"LSTM": 2, "RNN_RELU": 1, "RNN_TANH": 0}[case.mode]
             plans(0, cell, cuda._number(dtype), case.H, case.proj, case.B, case.D, backward, kernel)
