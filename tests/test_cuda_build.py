@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 NVCC = shutil.which("nvcc")
 if NVCC is None:
@@ -78,3 +79,46 @@ def test_a_block_fits_a_multiprocessor(report: list[Usage]) -> None:
     for usage in report:
         assert usage.registers * 256 <= REGISTERS, usage
         assert usage.shared == 0, usage
+
+
+LAUNCHES = """
+#include <cstdio>
+#include "cuda/launch.h"
+using namespace rnnfast::cuda;
+__global__ void nothing(const int) {}
+int main() {
+    const Launch l{"nothing", 3, 2, 1, 64, 100, 1, false, nullptr};
+    try {
+        launch(&nothing, l, 0);
+        std::printf("launched\\n");
+    } catch (const std::runtime_error& error) {
+        std::printf("%s\\n", error.what());
+    }
+    restore_device(5);  // must not throw
+    try {
+        check(cudaSuccess, "nothing");
+        std::printf("no error\\n");
+    } catch (const std::runtime_error& error) {
+        std::printf("%s\\n", error.what());
+    }
+    check(cudaSuccess, "said once");
+    std::printf("clusters: %d, code: %d\\n", clusters_at_a_time(&nothing, l), has_code(&nothing));
+}
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and nothing fails")
+def test_what_fails_says_what_it_was(tmp_path: Path) -> None:
+    """Launches where there is no GPU; what may not throw is said by the next check, once."""
+    (tmp_path / "launches.cu").write_text(LAUNCHES)
+    program = tmp_path / "launches"
+    flags = ["-std=c++17", f"-arch=sm_{ARCHS[0]}", "-cudart", "static", "-I", str(SOURCES.parent)]
+    subprocess.run([str(NVCC), *flags, "-o", str(program), str(tmp_path / "launches.cu")], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
+    failed, later, more = done.stdout.splitlines()
+    assert failed.startswith(
+        "rnnfast: kernel nothing (3,2,1) blocks of 64 threads and 100 bytes of shared memory, 1 together, "
+        "on an unknown card: "
+    )
+    assert later.startswith("rnnfast: back to the device that was in use: ")
+    assert more == "clusters: 0, code: 0" and done.returncode == 0
