@@ -23,9 +23,12 @@ if NVCC is None:
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHS = os.environ.get("RNNFAST_TEST_CUDA_ARCHS", "90").split(";")
 REGISTERS = 65536  # of a multiprocessor
-# Known: with four tiles of sequences a few numbers do not fit beside 128 registers of weights and 32 of sums.
-KNOWN_SPILLS = re.compile(r"persistent_\w+ILNS0_6NumberE\dELb[01]ELi4E")
-KNOWN_SPILL_BYTES = 128
+# Known, in bytes: with four tiles of sequences a few numbers do not fit beside 128 registers of weights and 32 of sums,
+# with two in a grid one or two on some cards.
+KNOWN_SPILLS = {
+    r"persistent_\w+ILNS0_6NumberE\dELb[01]ELi4E": 128,
+    r"persistent_\w+ILNS0_6NumberE\dELb[01]ELi2ELb1E": 16,
+}
 
 
 class Usage(NamedTuple):
@@ -71,7 +74,8 @@ def test_all_kernels_are_there(report: list[Usage]) -> None:
 
 def test_nothing_is_spilled(report: list[Usage]) -> None:
     for usage in report:
-        assert usage.spilled <= (KNOWN_SPILL_BYTES if KNOWN_SPILLS.search(usage.kernel) else 0), usage
+        allowed = max((size for known, size in KNOWN_SPILLS.items() if re.search(known, usage.kernel)), default=0)
+        assert usage.spilled <= allowed, usage
 
 
 def test_a_block_fits_a_multiprocessor(report: list[Usage]) -> None:
