@@ -7,7 +7,7 @@
     memory.py      peak memory of a training step, each in a process of its own
     run.py         a job from its check of results to its rows
     env.py         the machine and the versions
-    report.py      tables (terminal, Markdown), JSON;  bars.py  the project's goals;  plot.py  the PNG
+    report.py      tables (terminal, Markdown), JSON;  bars.py, gpu_goals.py  the project's goals;  plot.py  the PNG
 
 Dims: T steps, B batch, I input size, H hidden size, G gates (1 Elman, 4 LSTM), P proj_size (0: none), R size of h_t
 (P if projected, else H), L layers, D directions, N rows (T*B padded, the sum of the lengths packed).

@@ -50,8 +50,8 @@ def make_data(shape: Shape, device: str) -> Data:
     torch.manual_seed(0)
     dtype = getattr(torch, shape.dtype)
     weights = make_module(torch.nn, shape).state_dict()
-    x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype).to(device)
-    dy = torch.randn(shape.T, shape.B, shape.D * shape.R, dtype=dtype).to(device)
+    x = torch.randn(shape.T, shape.B, shape.I, dtype=dtype, device=device)
+    dy = torch.randn(shape.T, shape.B, shape.D * shape.R, dtype=dtype, device=device)
     if not shape.packed:
         return Data(x, dy, weights)
     return Data(pack_padded_sequence(x, shape.lengths), dy.flatten(0, 1)[: shape.N], weights)
@@ -138,13 +138,13 @@ def _rows(y: Tensor | PackedSequence) -> Tensor:
 def _outputs(y: Tensor | PackedSequence, state: State) -> dict[str, Tensor]:
     states = state if isinstance(state, tuple) else (state,)
     named = {"y": _rows(y)} | dict(zip(("h_n", "c_n"), states, strict=False))
-    return {name: a.detach().cpu() for name, a in named.items()}
+    return {name: a.detach() for name, a in named.items()}
 
 
 def _gradient(weight: Tensor) -> Tensor:
     if weight.grad is None:
         raise RuntimeError("a weight got no gradient")
-    return weight.grad.cpu()
+    return weight.grad
 
 
 # ----------------------------------------------------------------------------------------- ONNX Runtime

@@ -205,20 +205,20 @@ def _derivatives(cell: str) -> list[Job]:
     ]
 
 
-GPU_H, GPU_B = (256, 512, 1024), (8, 16, 32, 128)
+GPU_H, GPU_B, GPU_DTYPES = (256, 512, 768, 1024), (8, 16, 32, 64, 128), ("bfloat16", "float16", "float32")
 
 
 def _gpu(cell: str) -> list[Job]:
-    """What cuDNN has a fast path for (float16 in its persistent range) and what it has none for."""
-    shapes = [Shape(cell, 512, B, H, H, dtype="bfloat16") for H in GPU_H for B in GPU_B]
-    shapes += [Shape(cell, 512, B, 512, 512, dtype=dtype) for dtype in ("float16", "float32") for B in (16, 128)]
-    shapes += [Shape(cell, 512, 32, 64, 64, dtype="bfloat16"), Shape(cell, 512, 32, 512, 512, 2, dtype="bfloat16")]
-    shapes += [Shape(cell, 512, 32, 512, 512, D=2, dtype="bfloat16")]
-    packed = Shape(cell, 512, 32, 512, 512, dtype="bfloat16", packed=True)
+    """Every size that the goals name, in all numbers that tensor cores multiply (float32 is TF32, torch's default in
+    recurrent layers), and the options at one size."""
+    sizes = [(H, B) for H in GPU_H for B in GPU_B]
+    plain = [Shape(cell, 512, B, H, H, dtype=dtype) for dtype in GPU_DTYPES for H, B in sizes]
+    base = Shape(cell, 512, 32, 512, 512, dtype="bfloat16")
     return [
-        *_jobs(shapes, ["inference", "train"]),
-        *_jobs([packed], ["inference", "train"], "_packed"),
-        *_jobs([Shape(cell, 512, 32, 512, 512, dtype="bfloat16")], ["memory"]),
+        *_jobs(plain, ["inference", "train"]),
+        *_jobs([replace(base, I=64, H=64), replace(base, L=2), replace(base, D=2)], ["inference", "train"]),
+        *_jobs([replace(base, packed=True)], ["inference", "train"], "_packed"),
+        *_jobs([base, replace(base, H=1024, I=1024), replace(base, dtype="float32")], ["memory"]),
     ]
 
 
@@ -236,5 +236,5 @@ PRESETS = {
     "quick": Preset(tuple(job for cell in CELLS for job in _quick(cell)), seconds=130),
     "derivatives": Preset(tuple(job for cell in CELLS for job in _derivatives(cell)), seconds=100),
     "full": Preset(tuple(job for cell in CELLS for job in _full(cell)), seconds=1400),
-    "gpu": Preset(tuple(job for cell in CELLS for job in _gpu(cell)), seconds=120),
+    "gpu": Preset(tuple(job for cell in CELLS for job in _gpu(cell)), seconds=300),
 }

@@ -44,12 +44,12 @@ class Sweep(NamedTuple):
 class ForwardArrays(NamedTuple):
     """What a forward sweep reads and writes."""
 
-    gates: Tensor  # (N,D,G,H) in: W_ih x + b_ih + b_hh; out, LSTM: activated gates. Elman: the same memory as y
+    gates: Tensor  # (N,D,G,H) in: W_ih x + b_ih + b_hh; out, LSTM with cells: activated. Elman: the same memory as y
     w_hh: Tensor  # (D,G*H,R)
     w_hr: Tensor | None  # (D,P,H)
     h0: Tensor | None  # (D,B,R); None: zeros
     c: Tensor | None  # (D,B,H) wide, LSTM; in: c_0, out: c_n
-    cells: Tensor | None  # (N,D,H) out, LSTM; None: not wanted
+    cells: Tensor | None  # (N,D,H) out, LSTM; None: neither wanted nor the gates
     m: Tensor | None  # (N,D,H) out, projected: o * tanh(c)
     y: Tensor  # (N,D,R) out
     h_n: Tensor  # (D,B,R) out
@@ -91,8 +91,8 @@ def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
                 assert a.c is not None
                 gates, c, out = _lstm(z, a.c[d, :n])
                 a.c[d, :n] = c
-                a.gates[at] = gates.to(a.gates.dtype)
                 if a.cells is not None:
+                    a.gates[at] = gates.to(a.gates.dtype)
                     a.cells[at] = c.to(a.y.dtype)
             else:
                 out = _elman(s.cell, z)

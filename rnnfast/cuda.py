@@ -3,12 +3,15 @@
 One layer after the other, both directions side by side. What is a product of all rows is one product by torch (W_ih x
 before the time loop, weight gradients and dL/dx after it); the time loop is one call of a sweep, by the extension
 `rnnfast._cuda` (csrc/cuda) or by `rnnfast.composite`, which also takes tensors on the CPU: so all of this file but
-`_Extension` is tested without a GPU. Second derivatives and forward mode are composite.
+`_Extension` is tested without a GPU. Second derivatives and forward mode are composite. What cuDNN does faster than
+sweeps (`_is_cudnns`) is one call of cuDNN for the whole stack; everything else works the same after it.
 
 The reserve has as many numbers per row as on the CPU, in the order of rows, so that both directions are one product:
 
     LSTM:      gates (L,N,D,G,H) activated, cells (L,N,D,H), projected: outputs before W_hr (L,N,D,H)
     all cells: outputs of the layers below the top (L-1,N,D*R), before dropout
+
+After a call of cuDNN the reserve is cuDNN's own, bytes (uint8) that nobody else reads.
 
 16-bit numbers: the sums of all products, the states c and dL/dc, and the gates and dL/dz before they are stored are
 float32; stored gates, cells, h and dL/dz are 16-bit, as are the operands of the products.
@@ -19,7 +22,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -81,7 +87,7 @@ class _Call:
         if rows != s.N:
             raise RuntimeError(f"input: expected {rows} rows, the sum of batch_sizes, got {s.N}")
         if self.batch_sizes is not None:
-            first_rows = torch.tensor(list(accumulate(self.batch_sizes.tolist(), initial=0)))
+            first_rows = torch.tensor(list(accumulate(self.batch_sizes.tolist(), initial=0)), device="cpu")
             self.offsets = _to_device(first_rows, x.device)
         self.sweep = Sweep(stack.cell, stack.D, s.H, s.P, s.T, s.B, self.batch_sizes, self.offsets)
 
@@ -199,7 +205,15 @@ class _Composite:
 
 
 def _sweeps_for(x: Tensor) -> Any:
-    return _Composite if x.is_cpu or os.environ.get("RNNFAST_CUDA_KERNEL") == "composite" else _extension()
+    if x.is_cpu or _forced() == "composite":
+        return _Composite
+    extension = _extension()
+    return extension if extension.runs_on(x.device.index) else _Composite
+
+
+def _forced() -> str:
+    """The kernel that is forced, '' if none."""
+    return os.environ.get("RNNFAST_CUDA_KERNEL", "")
 
 
 class _Extension:
@@ -207,7 +221,24 @@ class _Extension:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.plan = lru_cache(maxsize=512)(module.Plan)  # of the same sizes on the same card
+        self.make_plan = lru_cache(maxsize=512)(module.Plan)  # of the same sizes on the same card
+        self.runs_on = lru_cache(maxsize=None)(self._runs_on)
+
+    def _runs_on(self, device: int) -> bool:
+        """Has this build code for the card? Warns if not."""
+        if self.module.runs_on(device):
+            return True
+        card = self.module.Card.of(device)
+        warnings.warn(
+            f"rnnfast was built without kernels for {torch.cuda.get_device_name(device)} (sm_{card.sm}): cuDNN and "
+            f"torch's operators run instead. RNNFAST_CUDA_ARCHS={card.sm} builds them, for sm_80 and later.",
+            stacklevel=2,
+        )
+        return False
+
+    def plan(self, s: Sweep, like: Tensor, backward: bool) -> Any:
+        sizes = s.H, s.P, s.B, s.D
+        return self.make_plan(self.place(like)[0], s.cell, _number(like.dtype), *sizes, backward, _forced())
 
     def forward(self, s: Sweep, arrays: ForwardArrays) -> None:
         self._run(self.module.forward, s, arrays, arrays.y, False)
@@ -218,21 +249,26 @@ class _Extension:
     def _run(
         self, run: Any, s: Sweep, arrays: Sequence[Tensor | None], like: Tensor, backward: bool, *more: Any
     ) -> None:
-        device, stream = self.place(like)
-        forced = os.environ.get("RNNFAST_CUDA_KERNEL", "")
-        plan = self.plan(device, s.cell, _number(like.dtype), s.H, s.P, s.B, s.D, backward, forced)
-        workspace = like.new_zeros(plan.workspace_bytes, dtype=torch.uint8)
-        steps = [0 if t is None else t.data_ptr() for t in (s.batch_sizes, s.offsets)]
-        addresses = [0 if t is None else t.data_ptr() for t in (*arrays, workspace)]
-        run(plan, stream, s.T, *steps, addresses, *more)
+        with _on_device_of(like):
+            plan = self.plan(s, like, backward)
+            workspace = like.new_zeros(plan.workspace_bytes, dtype=torch.uint8)
+            steps = [0 if t is None else t.data_ptr() for t in (s.batch_sizes, s.offsets)]
+            addresses = [0 if t is None else t.data_ptr() for t in (*arrays, workspace)]
+            run(plan, self.place(like)[1], s.T, *steps, addresses, *more)
 
     def upload(self, host: Tensor, there: Tensor) -> None:
-        self.module.upload(*self.place(there), host.data_ptr(), host.numel(), there.data_ptr())
+        with _on_device_of(there):
+            self.module.upload(*self.place(there), host.data_ptr(), host.numel(), there.data_ptr())
 
     @staticmethod
     def place(x: Tensor) -> tuple[int, int]:
         """Index of the device, and its current stream."""
         return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of x the current one, as torch and the CUDA runtime count."""
+    return nullcontext() if x.is_cpu else torch.cuda.device(x.device)
 
 
 _NUMBERS = {torch.float64: 0, torch.float32: 1, torch.float16: 3, torch.bfloat16: 4}
@@ -241,11 +277,36 @@ _TF32 = 2
 
 def _number(dtype: torch.dtype) -> int:
     """As the extension counts them. TF32 in the time loop where torch's own recurrent layers would take it."""
-    if dtype != torch.float32:
-        return _NUMBERS[dtype]
+    return _TF32 if dtype == torch.float32 and _takes_tf32() else _NUMBERS[dtype]
+
+
+def _takes_tf32() -> bool:
+    """Would cuDNN's recurrent layers take TF32 for float32?"""
     rnn = getattr(torch.backends.cudnn, "rnn", None)  # since torch 2.9
-    tf32 = torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
-    return _TF32 if tf32 else _NUMBERS[dtype]
+    return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
+
+
+_matmul_lock = threading.Lock()
+
+
+@contextmanager
+def _products_as_cudnns(x: Tensor) -> Iterator[None]:
+    """The products of all rows in TF32 where cuDNN's are, whatever `torch.backends.cuda.matmul` says of others.
+
+    torch has no such switch for one product: for as long as this one is launched it holds for the process.
+    """
+    if x.dtype != torch.float32 or not x.is_cuda or not _takes_tf32():
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    name, tf32 = ("fp32_precision", "tf32") if hasattr(torch.backends.cudnn, "rnn") else ("allow_tf32", True)
+    with _matmul_lock:
+        before = getattr(matmul, name)
+        setattr(matmul, name, tf32)
+        try:
+            yield
+        finally:
+            setattr(matmul, name, before)
 
 
 @lru_cache(maxsize=1)
@@ -263,11 +324,97 @@ def _to_device(host: Tensor, device: torch.device) -> Tensor:
     and is part of a captured graph."""
     if device.type == "cpu":
         return host
-    if os.environ.get("RNNFAST_CUDA_KERNEL") == "composite":
-        return host.to(device)
     there = torch.empty_like(host, device=device)
+    if _sweeps_for(there) is _Composite:
+        return there.copy_(host)
     _extension().upload(host, there)
     return there
+
+
+# --- cuDNN ------------------------------------------------------------------------------------------------------------
+
+_SHORT = 8  # steps
+_MANY_WAVES = 8
+
+
+def _is_cudnns(call: _Call, keep: bool) -> bool:
+    """Is a call faster by cuDNN than by sweeps? By reasoning; no card has been asked.
+
+    Where W_hh stays on the chip, sweeps are: a step is 1 to 4 µs, cuDNN's 7 to 15. Where it does not (kernel `steps`:
+    float64, float32 without TF32, projections, W_hh larger than the registers) a step of theirs reads all of W_hh by
+    plain multiply-adds, up to 100 µs; a loop over torch's operators pays ten launches a step; cuDNN pays one product of
+    the library and one launch. Where the groups of a large batch go by many turns, one product for all of them fills
+    the card. A few steps do not pay for the copy of the weights that cuDNN wants.
+
+    Dropout's masks are drawn before the call, which cuDNN does not take between its layers.
+    """
+    x = call.like
+    if not x.is_cuda or _forced() or call.dropout is not None:
+        return False
+    if not (torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled):
+        return False
+    extension = _extension()
+    if not extension.runs_on(x.device.index):
+        return True
+    with _on_device_of(x):
+        plans = [extension.plan(call.sweep, x, backward) for backward in (False, True)[: 1 + keep]]
+    slow = any(plan.kernel == "steps" or plan.waves > _MANY_WAVES for plan in plans)
+    return slow and call.sizes.T > _SHORT
+
+
+class _Cudnn:
+    """A whole stack by torch's own operators for cuDNN."""
+
+    def __init__(self, call: _Call) -> None:
+        self.call, stack, s = call, call.stack, call.sizes
+        mode = (1, 0, 2)[stack.cell]  # as cuDNN counts: relu, tanh, LSTM
+        bidirectional = stack.D == 2
+        weights = [w.data for w in call.weights]  # not the parameters: what follows points them into its copy
+        per = len(weights) // (stack.L * stack.D)
+        sizes = mode, s.H, s.P, stack.L, False
+        flat = torch.ops.aten._cudnn_rnn_flatten_weight(weights, per, s.I, *sizes, bidirectional)
+        self.weights = weights, per, flat
+        self.states = self._state(call.h0, s.R), self._state(call.c0, s.H) if stack.lstm else None
+        self.x = call.x.view(call.shapes.inputs.shapes[0])
+        self.batch_sizes = [] if call.batch_sizes is None else call.batch_sizes.tolist()
+        self.sizes, self.bidirectional = sizes, bidirectional
+
+    def _options(self, train: bool) -> tuple[Any, ...]:
+        """What follows the tensors; no dropout."""
+        return *self.sizes, 0.0, train, self.bidirectional, self.batch_sizes, None
+
+    def _state(self, state: Tensor | None, size: int) -> Tensor:
+        stack = self.call.stack
+        return self.call.empty(stack.L * stack.D, self.call.sizes.B, size).zero_() if state is None else state
+
+    def forward(self, keep: bool) -> tuple[Outputs, Tensor | None]:
+        y, h_n, c_n, reserve, _ = torch.ops.aten._cudnn_rnn(self.x, *self.weights, *self.states, *self._options(keep))
+        return Outputs(y, h_n, c_n if self.call.stack.lstm else None), reserve if keep else None
+
+    def backward(self, past: Past, cotangents: SomeOutputs, wanted: Sequence[bool]) -> SomeInputs:
+        outputs = self.call.dense_outputs("gradient of ", cotangents)
+        mask = [*wanted[:3], any(wanted[3:])]
+        x, h0, c0, weights = torch.ops.aten._cudnn_rnn_backward(
+            self.x, *self.weights, *self.states, past.y, *outputs, *self._options(True), past.reserve, mask
+        )
+        given = x, h0, c0, *(weights if mask[3] else [None] * len(self.call.weights))
+        inputs = self.call.x, self.call.h0, self.call.c0, *self.call.weights
+        pairs = zip(given, inputs, wanted, strict=True)
+        x, h0, c0, *weights = (g if want and i is not None else None for g, i, want in pairs)
+        return SomeInputs(x, h0, c0, weights)
+
+
+def _is_by_cudnn(past: Past) -> bool:
+    return past.reserve.dtype == torch.uint8
+
+
+def _by_sweeps(past: Past) -> Past:
+    """The same with a reserve that sweeps have written."""
+    if not _is_by_cudnn(past):
+        return past
+    _, reserve = forward_by_sweeps(*past[:4], keep=True)
+    assert reserve is not None
+    return past._replace(reserve=reserve)
 
 
 # --- the functions ----------------------------------------------------------------------------------------------------
@@ -276,8 +423,20 @@ def _to_device(host: Tensor, device: torch.device) -> Tensor:
 def forward(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
 ) -> tuple[Outputs, Tensor | None]:
-    """See kernels.forward."""
+    """See kernels.forward; the reserve may be cuDNN's."""
     call = _Call(stack, inputs, batch_sizes, dropout)
+    return _Cudnn(call).forward(keep) if _is_cudnns(call, keep) else _forward_by_sweeps(call, keep)
+
+
+def forward_by_sweeps(
+    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
+) -> tuple[Outputs, Tensor | None]:
+    """See kernels.forward: the reserve is as large as on the CPU."""
+    return _forward_by_sweeps(_Call(stack, inputs, batch_sizes, dropout), keep)
+
+
+def _forward_by_sweeps(call: _Call, keep: bool) -> tuple[Outputs, Tensor | None]:
+    stack = call.stack
     s, (_, L, D, _) = call.sizes, stack
     y, h_n, c_n = (call.empty(*shape) for shape in call.shapes.outputs.shapes)
     reserve = call.empty(s.N * kernels.reserve_per_row(stack, s.H, s.P)) if keep else None
@@ -288,10 +447,11 @@ def forward(
         out = y.view(s.N, D * s.R) if layer == L - 1 else kept.hidden(layer)
         gates = kept.gates(layer) if stack.lstm else out
         gates = gates.view(s.N, D * stack.gates * s.H)
-        if w.bias is None:
-            torch.mm(below, w.w_ih.T, out=gates)
-        else:
-            torch.addmm(w.bias, below, w.w_ih.T, out=gates)
+        with _products_as_cudnns(below):
+            if w.bias is None:
+                torch.mm(below, w.w_ih.T, out=gates)
+            else:
+                torch.addmm(w.bias, below, w.w_ih.T, out=gates)
         c = call.wide_state(call.c0, layer)
         arrays = ForwardArrays(
             gates.view(s.N, D, stack.gates, s.H),
@@ -321,7 +481,9 @@ def backward(
     z_cotangent: Tensor | None = None,
 ) -> SomeInputs:
     """See kernels.backward."""
-    sweep = _BackwardSweep(past, cotangents, z_cotangent)
+    if _is_by_cudnn(past) and groups == 1 and z_cotangent is None and any(t is not None for t in cotangents):
+        return _Cudnn(_Call(*past[:4])).backward(past, cotangents, wanted)
+    sweep = _BackwardSweep(_by_sweeps(past), cotangents, z_cotangent)
     call = sweep.call
     grads = _Gradients(call, wanted, groups)
     for layer in reversed(range(call.stack.L)):
@@ -331,7 +493,7 @@ def backward(
 
 def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
     """See kernels.sweep_back."""
-    sweep = _BackwardSweep(past, cotangents, None)
+    sweep = _BackwardSweep(_by_sweeps(past), cotangents, None)
     call = sweep.call
     s, (_, L, D, _) = call.sizes, call.stack
     dz = call.empty(L, D, s.N, call.stack.gates * s.H)
@@ -347,6 +509,7 @@ def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | No
 
 def activations(past: Past) -> Tensor:
     """See kernels.activations."""
+    past = _by_sweeps(past)
     call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
     s, (_, L, D, _), kept = call.sizes, past.stack, _Kept(call, past.reserve)
     if past.stack.lstm:
@@ -426,7 +589,7 @@ class _Part:
             firsts = accumulate(counts, initial=0)
             rows = [row + b for row, n in zip(firsts, counts, strict=False) for b in range(g, n, groups)]
             self.rows = torch.tensor(rows, device=device)
-            self.batch_sizes = torch.tensor([len(range(g, n, groups)) for n in counts if n > g])
+            self.batch_sizes = torch.tensor([len(range(g, n, groups)) for n in counts if n > g], device="cpu")
 
     def at(self, k: int, packed: bool) -> Any:
         """Index of tensor k of (rows, states, states)"""
@@ -538,7 +701,8 @@ class _BackwardSweep:
             d_cells,
         )
         call.run_backward(arrays, self.dz is not None)
-        dx = dz.view(s.N, D * G * s.H) @ w.w_ih if wants_dx else None
+        with _products_as_cudnns(dz):
+            dx = dz.view(s.N, D * G * s.H) @ w.w_ih if wants_dx else None
         self.d_out = dx
         if layer > 0 and call.dropout is not None and dx is not None:
             self.d_out = dx * call.dropout[layer - 1]
@@ -597,9 +761,10 @@ class _Gradients:
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         """a^T b of rows a (n,j), b (n,k), for each group on its own if there are several"""
-        if self.groups == 1:
-            return a.T @ b
-        return torch.bmm(self._rows(a).permute(1, 2, 0), self._rows(b).transpose(0, 1))
+        with _products_as_cudnns(a):
+            if self.groups == 1:
+                return a.T @ b
+            return torch.bmm(self._rows(a).permute(1, 2, 0), self._rows(b).transpose(0, 1))
 
     def _recurrent(self, dz: Tensor, one: _Layer, d: int, layer: int) -> Tensor:
         """Of W_hh (G*H,R): dz^T h of the step before, which at the first step is h_0"""

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rnnfast
 from benchmarks import __main__ as command
-from benchmarks import bars, contenders, derivatives, env, memory, report, results, run, timing
+from benchmarks import bars, contenders, derivatives, env, gpu_goals, memory, report, results, run, timing
 from benchmarks.contenders import Contender
 from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, Job, Preset, Shape, forward_flops, train_flops
 from benchmarks.timing import Timing
@@ -612,3 +612,85 @@ def test_bad_arguments(arguments, message, capsys, monkeypatch):
         command.parse(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------ goals on a GPU
+
+
+def _gpu_rows(ratio: float, step_us: float = 1.0) -> list[results.Row]:
+    """The whole preset, rnnfast `ratio` times as fast as cuDNN."""
+    rows = []
+    for job in PRESETS["gpu"].jobs:
+        if job.kind == "memory":
+            peaks = {"torch": 100.0 * ratio, "rnnfast": 100.0}
+            for name, peak in peaks.items():
+                more = {"check": "ok", "peak_bytes": peak, "ratio_vs_torch": peaks["torch"] / peak}
+                rows.append(run._row(job, "cuda", name) | more)
+            continue
+        ours = step_us * 1e-6 * job.shape.T
+        timings = {name: Timing(s, 0.0, 5, 1) for name, s in (("torch", ours * ratio), ("rnnfast", ours))}
+        rows += [run._time_row(job, "cuda", name, timings, "") for name in timings]
+    return rows
+
+
+def _goals(rows: list[results.Row]) -> dict[str, list[report.Cell]]:
+    (table,) = gpu_goals.tables(rows)
+    return {str(line[0]): line[1:] for line in table.lines}
+
+
+def test_gpu_goals_that_are_met():
+    goals = _goals(_gpu_rows(2.6))
+    assert len(goals) == 8 and {line[-1] for line in goals.values()} == {"met"}
+    assert str(goals["LSTM bfloat16"][1]).endswith("geomean 2.60×, 42 cells")  # 4 H, 5 B, 2 passes; H64
+
+
+def test_gpu_goals_say_what_they_fall_short_of():
+    rows = _gpu_rows(2.0, step_us=1.8)
+    slow = [r for r in rows if (r["cell"], r["dtype"], r["H"], r["B"]) == ("lstm", "bfloat16", 768, 64)]
+    for row in slow:
+        row["ratio_vs_torch"] = 0.65 if row["impl"] == "rnnfast" else 1.0
+    goals = _goals(rows)
+    assert goals["LSTM bfloat16"][-1] == "50% short, geomean 24% short of its aim"
+    assert "lowest 0.65× (LSTM inference T512 B64 I768 H768 bfloat16)" in str(goals["LSTM bfloat16"][1])
+    assert goals["LSTM bfloat16 H512 B16, a step forward"][1:] == ["1.80 µs", "20% too long"]
+    assert goals["LSTM float16 H768 B16, a step forward"][-1] == "met"
+    assert goals["Elman"][-1] == "met"
+
+
+def test_gpu_goals_without_a_result_or_with_a_wrong_one():
+    assert {line[-1] for line in _goals([]).values()} == {"not measured"}
+    rows = _gpu_rows(3.0)
+    for row in rows:
+        if row["cell"] == "rnn" and row["impl"] == "rnnfast" and row["pass"] == "train":
+            row |= {"check": "y: off", "median_s": None}
+    goals = _goals(rows)
+    assert goals["Elman"][-1] == "not met" and str(goals["Elman"][1]).startswith("wrong: Elman train")
+    assert goals["LSTM bfloat16"][-1] == "met"
+    table = gpu_goals.step_table(rows)
+    assert ["Elman", "train T512 B8 I256 H256 bfloat16", "3.00", "wrong"] in [line[:4] for line in table.lines]
+
+
+def test_gpu_goals_of_files(tmp_path, capsys):
+    rows, files = _gpu_rows(2.6), [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, some in zip(files, (rows[::2], rows[1::2]), strict=True):
+        command.write_json(path, {}, some)
+    gpu_goals.main([*map(str, files), str(tmp_path / "missing.json")])
+    printed = capsys.readouterr().out
+    assert "LSTM float16, cuDNN's persistent range" in printed and "not measured" not in printed
+
+
+def test_a_run_that_is_cut_off_keeps_its_rows(monkeypatch, tmp_path):
+    path, count = tmp_path / "cut.json", 0
+
+    def run_some(*arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return run.run_job(*arguments)
+
+    monkeypatch.setattr(command, "run_job", run_some)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--preset", "tiny", "--cells", "rnn", "--json", str(path)])
+    kept = json.loads(path.read_text())
+    assert len({(row["pass"], row["shape"]) for row in kept["results"]}) == 2 and kept["env"]["cpu"]

@@ -85,7 +85,7 @@ def takes(kernel: str, dtype: torch.dtype, case: Case) -> None:
     if kernel in ("composite", "steps"):
         return
     try:
-        plans = cuda._extension().plan
+        plans = cuda._extension().make_plan
         for backward in (False, True):
             cell = {"LSTM": 2, "RNN_RELU": 1, "RNN_TANH": 0}[case.mode]
             plans(0, cell, cuda._number(dtype), case.H, case.proj, case.B, case.D, backward, kernel)
@@ -109,6 +109,35 @@ def test_float32_without_tf32(force, monkeypatch: pytest.MonkeyPatch, case: Case
     truth = run_reference(case, inputs)
     torchs = run(torch.nn, case, inputs)
     assert not float32_failures(run(rnnfast, case, inputs), torchs, truth, sensitivity(case, inputs, truth))
+
+
+CUDNNS = (
+    Case("LSTM", T=20, B=5, I=6, H=12, L=2, D=2),
+    Case("LSTM", T=20, B=5, I=6, H=12, proj=4, hx=False),
+    Case("LSTM", T=20, B=4, I=6, H=12, D=2, lengths=(20, 20, 9, 1), bias=False),
+    Case("RNN_RELU", T=20, B=5, I=6, H=12, D=2),
+    Case("RNN_TANH", T=20, B=3, I=6, H=12, lengths=(20, 12, 3)),
+)
+
+
+@pytest.mark.parametrize("case", CUDNNS, ids=lambda case: case.id)
+def test_what_cudnn_does_in_place_of_sweeps(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    """float64, as nobody forces a kernel; what cuDNN has not is computed all the same."""
+    calls = []
+    start = cuda._Cudnn.__init__
+    monkeypatch.setattr(cuda._Cudnn, "__init__", lambda *args: calls.append(1) or start(*args))
+    inputs = make_inputs(case)
+    assert not float64_failures(run(rnnfast, case, inputs), run_reference(case, inputs))
+    assert len(calls) == 2  # forward, backward
+    gpu = on_gpu(inputs)
+    layer = make_module(rnnfast, case, inputs).to("cuda")
+    x = gpu.x if gpu.packed is None else gpu.packed
+    y = layer(x)[0]
+    y = y if gpu.packed is None else y.data
+    weights = list(layer.parameters())
+    gradients = torch.autograd.grad(y.sin().sum(), weights, create_graph=True)
+    curvature = torch.autograd.grad(sum(g.square().sum() for g in gradients), weights)
+    assert all(torch.isfinite(g).all() for g in curvature)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

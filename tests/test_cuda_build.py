@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 NVCC = shutil.which("nvcc")
 if NVCC is None:
@@ -22,9 +23,12 @@ if NVCC is None:
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHS = os.environ.get("RNNFAST_TEST_CUDA_ARCHS", "90").split(";")
 REGISTERS = 65536  # of a multiprocessor
-# Known: the Elman network's backward kernel in TF32 spills where it loads its weights, before the time loop.
-KNOWN_SPILLS = re.compile(r"persistent_backwardILNS0_6NumberE2ELb0E")
-KNOWN_SPILL_BYTES = 128
+# Known, in bytes: with four tiles of sequences a few numbers do not fit beside 128 registers of weights and 32 of sums,
+# with two in a grid one or two on some cards.
+KNOWN_SPILLS = {
+    r"persistent_\w+ILNS0_6NumberE\dELb[01]ELi4E": 128,
+    r"persistent_\w+ILNS0_6NumberE\dELb[01]ELi2ELb1E": 16,
+}
 
 
 class Usage(NamedTuple):
@@ -61,8 +65,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
 
 
 def test_all_kernels_are_there(report: list[Usage]) -> None:
-    each = 3 * 2 * 2 * len(ARCHS)  # numbers, cells, tiles
-    for name in ("persistent_forward", "persistent_backward"):
+    for name, tiles in (("persistent_forward", 3 + 3), ("persistent_backward", 2 + 3)):  # of both cells
+        each = 3 * 2 * tiles * len(ARCHS)  # numbers, in a cluster or in a grid
         assert sum(name in usage.kernel for usage in report) == each, name
     for name in ("step_forward", "step_project", "step_backward", "step_backward_projected"):
         assert any(f"{len(name)}{name}I" in usage.kernel for usage in report), name
@@ -70,7 +74,8 @@ def test_all_kernels_are_there(report: list[Usage]) -> None:
 
 def test_nothing_is_spilled(report: list[Usage]) -> None:
     for usage in report:
-        assert usage.spilled <= (KNOWN_SPILL_BYTES if KNOWN_SPILLS.search(usage.kernel) else 0), usage
+        allowed = max((size for known, size in KNOWN_SPILLS.items() if re.search(known, usage.kernel)), default=0)
+        assert usage.spilled <= allowed, usage
 
 
 def test_a_block_fits_a_multiprocessor(report: list[Usage]) -> None:
@@ -78,3 +83,46 @@ def test_a_block_fits_a_multiprocessor(report: list[Usage]) -> None:
     for usage in report:
         assert usage.registers * 256 <= REGISTERS, usage
         assert usage.shared == 0, usage
+
+
+LAUNCHES = """
+#include <cstdio>
+#include "cuda/launch.h"
+using namespace rnnfast::cuda;
+__global__ void nothing(const int) {}
+int main() {
+    const Launch l{"nothing", 3, 2, 1, 64, 100, 1, false, nullptr};
+    try {
+        launch(&nothing, l, 0);
+        std::printf("launched\\n");
+    } catch (const std::runtime_error& error) {
+        std::printf("%s\\n", error.what());
+    }
+    restore_device(5);  // must not throw
+    try {
+        check(cudaSuccess, "nothing");
+        std::printf("no error\\n");
+    } catch (const std::runtime_error& error) {
+        std::printf("%s\\n", error.what());
+    }
+    check(cudaSuccess, "said once");
+    std::printf("clusters: %d, code: %d\\n", clusters_at_a_time(&nothing, l), has_code(&nothing));
+}
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and nothing fails")
+def test_what_fails_says_what_it_was(tmp_path: Path) -> None:
+    """Launches where there is no GPU; what may not throw is said by the next check, once."""
+    (tmp_path / "launches.cu").write_text(LAUNCHES)
+    program = tmp_path / "launches"
+    flags = ["-std=c++17", f"-arch=sm_{ARCHS[0]}", "-cudart", "static", "-I", str(SOURCES.parent)]
+    subprocess.run([str(NVCC), *flags, "-o", str(program), str(tmp_path / "launches.cu")], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60)
+    failed, later, more = done.stdout.splitlines()
+    assert failed.startswith(
+        "rnnfast: kernel nothing (3,2,1) blocks of 64 threads and 100 bytes of shared memory, 1 together, "
+        "on an unknown card: "
+    )
+    assert later.startswith("rnnfast: back to the device that was in use: ")
+    assert more == "clusters: 0, code: 0" and done.returncode == 0

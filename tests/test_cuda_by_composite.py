@@ -47,8 +47,8 @@ def through_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the CPU take the way of tensors on a GPU."""
     monkeypatch.setattr(library, "kernels_for", lambda x: cuda)
     calls = []
-    forward = cuda.forward
-    monkeypatch.setattr(cuda, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+    check = cuda._Call.__init__
+    monkeypatch.setattr(cuda._Call, "__init__", lambda *args: calls.append(1) or check(*args))
     yield
     assert calls, "the test never came to rnnfast.cuda"
 
@@ -208,6 +208,121 @@ def test_per_sample_gradients() -> None:
     got = vmap(grad(layer_loss), in_dims=(None, 0))(weights, x)
     for k in range(K):
         assert_equal(tuple(g[k] for g in got), grad(layer_loss)(weights, x[k]))
+
+
+# --- cuDNN, by a stand-in with the schema of torch's own operators ----------------------------------------------------
+
+
+class _CudnnOnCpu:
+    """What torch's operators for cuDNN take and give, computed by the kernels of the CPU. The reserve is a number."""
+
+    def __init__(self) -> None:
+        self.pasts: list[Past] = []
+        self.backward_calls = 0
+
+    def flatten(self, weights, per, input_size, mode, hidden_size, proj_size, layers, batch_first, bidirectional):
+        assert len(weights) == per * layers * (1 + bidirectional)
+        flat = torch.cat([w.flatten() for w in weights])
+        for w, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+            w.set_(part.view_as(w))  # as torch's does: the tensors that were given are parts of it from here on
+        return flat
+
+    def forward(self, x, weights, per, flat, hx, cx, *options):
+        assert flat.data_ptr() == weights[0].data_ptr()
+        stack, batch_sizes = self._read(weights, per, *options)
+        assert (cx is not None) == stack.lstm
+        inputs = kernels.Inputs(x, hx, cx, list(weights))
+        outputs, reserve = kernels.forward(stack, inputs, batch_sizes, None, True)
+        self.pasts.append(Past(stack, inputs, batch_sizes, None, outputs.y, reserve))
+        c_n = x.new_empty(0) if outputs.c_n is None else outputs.c_n
+        number = torch.tensor([len(self.pasts) - 1], dtype=torch.uint8)
+        return outputs.y, outputs.h_n, c_n, number, flat
+
+    def backward(self, x, weights, per, flat, hx, cx, y, dy, dh_n, dc_n, *rest):
+        *options, reserve, mask = rest
+        self.backward_calls += 1
+        past = self.pasts[int(reserve)]
+        assert self._read(weights, per, *options)[0] == past.stack and options[6]  # train
+        torch.testing.assert_close(y, past.y, rtol=0, atol=0)
+        wanted = [True, past.inputs.h0 is not None, past.inputs.c0 is not None, *[mask[3]] * len(weights)]
+        dx, dh0, dc0, *dw = kernels.backward(past, SomeOutputs(dy, dh_n, dc_n), wanted).flat()
+        return dx, dh0, x.new_empty(0) if dc0 is None else dc0, dw if mask[3] else []
+
+    @staticmethod
+    def _read(weights, per, mode, H, P, L, batch_first, dropout, train, bidirectional, batch_sizes, state):
+        assert not batch_first and dropout == 0 and state is None and weights[0].size(0) == (4 if mode == 2 else 1) * H
+        bias = per in (4, 5)
+        assert per == 2 + 2 * bias + (P > 0)
+        sizes = torch.tensor(list(batch_sizes)) if batch_sizes else None
+        return Stack((1, 0, 2)[mode], L, 2 if bidirectional else 1, bias), sizes
+
+
+@pytest.fixture
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[_CudnnOnCpu]:
+    stand_in = _CudnnOnCpu()
+    operators = torch.library.Library("aten", "IMPL")
+    operators.impl("_cudnn_rnn_flatten_weight", stand_in.flatten, "CPU")
+    operators.impl("_cudnn_rnn", stand_in.forward, "CPU")
+    operators.impl("_cudnn_rnn_backward", stand_in.backward, "CPU")
+    monkeypatch.setattr(cuda, "_is_cudnns", lambda call, keep: call.dropout is None)
+    yield stand_in
+    operators._destroy()
+
+
+BY_CUDNN = [
+    Case("LSTM", T=5, B=6, I=3, H=6, L=2, D=2, proj=4),
+    Case("LSTM", T=5, B=6, I=3, H=6, L=2, D=2, lengths=(5, 5, 4, 4, 1, 1), bias=False),
+    Case("LSTM", T=3, B=4, I=3, H=6, hx=False),
+    Case("RNN_TANH", T=5, B=6, I=3, H=6, L=3, D=2),
+    Case("RNN_RELU", T=2, B=2, I=3, H=6, lengths=(2, 1), hx=False),
+]
+
+
+@pytest.mark.parametrize("case", BY_CUDNN, ids=lambda case: case.id)
+def test_cudnns_results_and_gradients(cudnn: _CudnnOnCpu, case: Case) -> None:
+    inputs = make_inputs(case)
+    places = [w.data_ptr() for w in inputs.weights.values()]
+    assert not float64_failures(run_op(case, inputs), run_reference(case, inputs))
+    assert len(cudnn.pasts) == cudnn.backward_calls == 1
+    assert [w.data_ptr() for w in inputs.weights.values()] == places  # parameters stay where they are
+
+
+@pytest.mark.parametrize("case", BY_CUDNN, ids=lambda case: case.id)
+def test_all_else_after_cudnn(cudnn: _CudnnOnCpu, case: Case) -> None:
+    """What cuDNN has not: each function of a past whose reserve is cuDNN's."""
+    inputs = make_inputs(case)
+    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    assert pasts[1].reserve.dtype == torch.uint8
+    cotangents = SomeOutputs(inputs.dy, inputs.dh_n, None)
+    dz = torch.randn(case.L, case.D, pasts[0].y.flatten(0, -2).shape[0], case.G, case.H, dtype=torch.float64)
+    wanted = [t is not None for t in pasts[0].inputs.flat()]
+    results = [
+        [
+            *f.tangent(past, _like(past.inputs)),
+            f.activations(past),
+            *f.sweep_back(past, cotangents),
+            *f.backward(past, cotangents, wanted).flat(),
+            *f.backward(past, cotangents, wanted, z_cotangent=dz).flat(),
+            *f.backward(past, SomeOutputs(None, None, None), wanted).flat(),
+        ]
+        for f, past in zip((kernels, cuda), pasts, strict=True)
+    ]
+    assert_same(results[1], results[0])
+
+
+def test_double_backward_and_each_samples_gradient_after_cudnn(cudnn: _CudnnOnCpu) -> None:
+    test_per_sample_gradients()
+    test_directional_derivatives(EXAMPLES[0])
+    assert cudnn.backward_calls
+
+
+def test_compiled_calls_have_a_reserve_as_the_fake_says(cudnn: _CudnnOnCpu) -> None:
+    case = BY_CUDNN[0]
+    inputs = make_inputs(case)
+    stack = Stack(ops.CELLS[case.mode], case.L, case.D, case.bias)
+    given = inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values())
+    outputs = torch.ops.rnnfast.forward(*stack, *given, None, None, True)
+    assert outputs[-1].dtype == torch.float64 and not cudnn.pasts
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ SIZES = (
     Case("LSTM", T=3, B=37, I=3, H=9, D=2, lengths=(3,) * 7 + (2,) * 20 + (1,) * 10),
     Case("RNN_TANH", T=3, B=17, I=3, H=40, D=2, lengths=(3,) * 5 + (2,) * 7 + (1,) * 5),
     Case("RNN_RELU", T=1, B=9, I=5, H=20, L=2),
+    Case("RNN_TANH", T=2, B=9, I=3, H=20, D=2, hx=False),
     Case("LSTM", T=2, B=3, I=3, H=100, hx=False),
     Case("RNN_TANH", T=2, B=3, I=3, H=150),
 )
@@ -200,6 +201,28 @@ def test_optional_arrays_of_persistent_kernels(on_emulated, kernel: str) -> None
         torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
 
 
+def test_every_geometry_is_run(emulated, on_emulated) -> None:
+    """The cases above leave no instantiation of the persistent kernels out."""
+    seen = set()
+    for case in SIZES:
+        for backward in (False, True):
+            for kernel in KERNELS[1:]:
+                cell = LSTM if case.mode == "LSTM" else ELMAN
+                try:
+                    plan = emulated.Plan(0, cell, BFLOAT16, case.H, 0, case.B, case.D, backward, kernel)
+                except ValueError:
+                    continue
+                seen.add((cell, backward, kernel != "grid", plan.geometry["tiles"]))
+    wanted = {
+        (cell, backward, cluster, tiles)
+        for cell in (LSTM, ELMAN)
+        for backward in (False, True)
+        for cluster in (False, True)
+        for tiles in ((1, 2) if cell == LSTM and backward else (1, 2, 4))
+    }
+    assert seen == wanted, wanted - seen
+
+
 def test_same_bits_again(on_emulated) -> None:
     case = SIZES[3]
     inputs = make_inputs(case, torch.bfloat16)
@@ -256,13 +279,32 @@ def test_geometry_covers_everything_and_fits(emulated) -> None:
                             assert g["C"] * g["U"] >= H > (g["C"] - 1) * g["U"]
                             assert g["slices"] * g["tiles"] * 8 >= B > (g["slices"] - 1) * g["tiles"] * 8
                             assert g["threads"] <= 256 and g["shared"] <= card[2]
-                            finishers = g["tiles"] * (1 if cell == LSTM and not backward else 2)
+                            owned = g["tiles"] if cell == ELMAN else 2 if g["tiles"] == 4 else 1
+                            finishers = g["tiles"] * (1 if cell == LSTM and not backward else 2) // owned
                             assert g["splits"] >= finishers
+                            assert g["splits"] * g["k_steps"] * (8 if number == TF32 else 16) >= g["C"] * g["U"]
+                            assert g["at_a_time"] >= 1 and plan.waves == -(-2 * g["slices"] // g["at_a_time"])
                             assert (plan.kernel == "block") == (g["C"] == 1)
                             assert plan.kernel != "cluster" or g["C"] <= (8 if card[0] == 120 else 16)
                             assert plan.kernel != "grid" or g["C"] <= card[1]
                             assert (plan.workspace_bytes > 0) == (plan.kernel == "grid")
     assert seen == set(KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("of_16", "asked", "kernel", "waves"),
+    [
+        (7, {"H": 512, "B": 32, "backward": True}, "cluster", 1),
+        (7, {"H": 512, "B": 128}, "cluster", 1),  # by groups of 32 sequences
+        (7, {"H": 512, "B": 128, "backward": True}, "grid", 1),  # two rounds of clusters would take longer
+        (8, {"H": 512, "B": 128, "backward": True}, "cluster", 1),
+        (0, {"H": 512}, "grid", 1),  # a card that runs no cluster of 16
+    ],
+)
+def test_clusters_that_the_card_runs_at_a_time(emulated, of_16: int, asked, kernel: str, waves: int) -> None:
+    sizes = {"H": 512, "P": 0, "B": 16, "D": 1, "backward": False, "forced": ""} | asked
+    plan = emulated.Plan.on(emulated.Card(*H200), LSTM, BFLOAT16, clusters={16: of_16}, **sizes)
+    assert (plan.kernel, plan.waves) == (kernel, waves)
 
 
 def test_forced_kernels(emulated) -> None:

@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
+#include <type_traits>
+
 #include "run.h"
 
 namespace py = pybind11;
@@ -26,14 +29,51 @@ struct Planned {
     Plan plan;
 };
 
-Planned make_plan(const Card& card, int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D,
-                  bool backward, const std::string& forced) {
-    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX || P > INT32_MAX ||
-        B > INT32_MAX || D < 1 || D > 2)
+// What run(std::integral_constant<Number, ...>) returns for a number that is known at run time.
+template <class Run>
+auto with_number(Number number, const Run& run) {
+    switch (number) {
+        case Number::float64:
+            return run(std::integral_constant<Number, Number::float64>());
+        case Number::float32:
+            return run(std::integral_constant<Number, Number::float32>());
+        case Number::tf32:
+            return run(std::integral_constant<Number, Number::tf32>());
+        case Number::float16:
+            return run(std::integral_constant<Number, Number::float16>());
+        case Number::bfloat16:
+            break;
+    }
+    return run(std::integral_constant<Number, Number::bfloat16>());
+}
+
+Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward) {
+    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX / 64 ||
+        P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
     const Sweep sweep{static_cast<Cell>(cell), 0, B, H, P, D, nullptr, nullptr};
-    const auto kind = static_cast<Number>(number);
-    return {device, sweep, kind, backward, choose(card, sweep, kind, backward, forced)};
+    return {device, sweep, static_cast<Number>(number), backward, {}};
+}
+
+Planned plan_for(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
+                 const std::string& forced) {
+    Planned p = asked(device, cell, number, H, P, B, D, backward);
+    const py::gil_scoped_release release;
+    const OnDevice here(device);
+    p.plan =
+        with_number(p.number, [&](auto n) { return make_plan<n.value>(card_of(device), p.sweep, backward, forced); });
+    return p;
+}
+
+// For a card that need not be there. clusters: how many of each size run at a time; of others as many as have room.
+Planned plan_on(const Card& card, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
+                const std::string& forced, const std::map<int, int>& clusters) {
+    Planned p = asked(0, cell, number, H, P, B, D, backward);
+    p.plan = choose(card, p.sweep, p.number, backward, forced, [&](const Geometry& g) {
+        const auto known = clusters.find(g.C);
+        return known == clusters.end() ? card.multiprocessors / g.C : known->second;
+    });
+    return p;
 }
 
 void expect(const Addresses& a, size_t count) {
@@ -59,18 +99,7 @@ void forward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
-    switch (p.number) {
-        case Number::float64:
-            return run_forward<Number::float64>(p.plan, s, call, on);
-        case Number::float32:
-            return run_forward<Number::float32>(p.plan, s, call, on);
-        case Number::tf32:
-            return run_forward<Number::tf32>(p.plan, s, call, on);
-        case Number::float16:
-            return run_forward<Number::float16>(p.plan, s, call, on);
-        case Number::bfloat16:
-            return run_forward<Number::bfloat16>(p.plan, s, call, on);
-    }
+    with_number(p.number, [&](auto n) { run_forward<n.value>(p.plan, s, call, on); });
 }
 
 void backward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a,
@@ -87,18 +116,12 @@ void backward_at(const Planned& p, Address stream, int64_t T, Address batch_size
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
-    switch (p.number) {
-        case Number::float64:
-            return run_backward<Number::float64>(p.plan, s, call, on);
-        case Number::float32:
-            return run_backward<Number::float32>(p.plan, s, call, on);
-        case Number::tf32:
-            return run_backward<Number::tf32>(p.plan, s, call, on);
-        case Number::float16:
-            return run_backward<Number::float16>(p.plan, s, call, on);
-        case Number::bfloat16:
-            return run_backward<Number::bfloat16>(p.plan, s, call, on);
-    }
+    with_number(p.number, [&](auto n) { run_backward<n.value>(p.plan, s, call, on); });
+}
+
+bool runs_on(int device) {
+    const OnDevice here(device);
+    return runs_here();
 }
 
 void upload_at(int device, Address stream, Address host, int64_t count, Address there) {
@@ -123,19 +146,13 @@ PYBIND11_MODULE(RNNFAST_CUDA_MODULE, m) {
         .def_readonly("multiprocessors", &Card::multiprocessors)
         .def_readonly("shared_memory", &Card::shared_memory);
     py::class_<Planned>(m, "Plan")
-        .def(py::init([](int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
-                         const std::string& forced) {
-                 return make_plan(card_of(device), device, cell, number, H, P, B, D, backward, forced);
-             }),
-             py::arg("device"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"), py::arg("B"),
-             py::arg("D"), py::arg("backward"), py::arg("forced"))
-        .def_static(
-            "on",
-            [](const Card& card, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
-               const std::string& forced) { return make_plan(card, 0, cell, number, H, P, B, D, backward, forced); },
-            py::arg("card"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"), py::arg("B"), py::arg("D"),
-            py::arg("backward"), py::arg("forced"))
+        .def(py::init(&plan_for), py::arg("device"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"),
+             py::arg("B"), py::arg("D"), py::arg("backward"), py::arg("forced"))
+        .def_static("on", &plan_on, py::arg("card"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"),
+                    py::arg("B"), py::arg("D"), py::arg("backward"), py::arg("forced"),
+                    py::arg("clusters") = std::map<int, int>())
         .def_property_readonly("kernel", [](const Planned& p) { return name(p.plan.kernel); })
+        .def_property_readonly("waves", [](const Planned& p) { return p.plan.waves; })
         .def_property_readonly("why", [](const Planned& p) { return p.plan.why; })
         .def_property_readonly("workspace_bytes", [](const Planned& p) { return p.plan.workspace; })
         .def_property_readonly("geometry", [](const Planned& p) {
@@ -147,10 +164,13 @@ PYBIND11_MODULE(RNNFAST_CUDA_MODULE, m) {
             out["slices"] = g.slices;
             out["threads"] = g.threads();
             out["splits"] = g.splits;
+            out["k_steps"] = g.k_steps;
+            out["at_a_time"] = g.at_a_time;
             out["shared"] = g.shared;
             return out;
         });
     m.def("forward", &forward_at);
     m.def("backward", &backward_at);
     m.def("upload", &upload_at);
+    m.def("runs_on", &runs_on);
 }

@@ -30,6 +30,25 @@ RNNFAST_BOTH constexpr Place place_in_d(int lane, int i) {  // i < 4
     return {lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2};
 }
 
+// Operands in memory are not in the order of a fragment's columns: 16 bytes in a row, which a lane moves at a time, are
+// what it holds of two steps along K. Lane lane % 4 has bytes 16 * (lane % 4) ... of each 64; of their four words two
+// are of the first step, two of the second. Both A and B are so, therefore no product sees it.
+struct Word {
+    int word, half;  // 32 bits of a lane's 16 bytes, and which 16 bits of these
+};
+// Where the column that element i of A or B is of is, in what a lane holds of two steps; step: 0 or 1.
+RNNFAST_BOTH constexpr Word word_of_a(int bytes, int step, int i) {
+    if (bytes == 2) return {2 * step + i / 4, i % 2};
+    return {2 * step + i / 2, 0};
+}
+RNNFAST_BOTH constexpr Word word_of_b(int bytes, int step, int i) {
+    if (bytes == 2) return {2 * step + i / 2, i % 2};
+    return {2 * step + i, 0};
+}
+// Registers of A: rows of the first 8 or the last 8, and a word of these rows' 16 bytes.
+RNNFAST_BOTH constexpr int lower_rows(int reg) { return reg % 2; }
+RNNFAST_BOTH constexpr int word_of_register(int step, int reg) { return 2 * step + reg / 2; }
+
 // Rows of the forward product of an LSTM: a warp has two tiles of 16 rows, for 8 units with 4 gates each, such that one
 // lane ends up with all gates of a unit: tile 0 is i and f, tile 1 is g and o.
 struct GateRow {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 
 #include "sweep.h"
@@ -16,7 +17,7 @@ struct Card {
 };
 
 // steps      one launch a step, W_hh from L2: any size, any number, projection
-// block      one block for 8 or 16 sequences, with all of W_hh in its registers
+// block      one block for 8 to 32 sequences, with all of W_hh in its registers
 // cluster    a thread-block cluster for as many sequences, each block with its slice of W_hh in registers
 // grid       likewise, but the blocks of a group meet in global memory
 enum class Kernel { steps, block, cluster, grid };
@@ -26,15 +27,16 @@ const char* name(Kernel kernel);
 struct Geometry {
     int C;          // blocks in a group
     int U;          // units of a block, a multiple of 8
-    int tiles;      // a group has 8 * tiles sequences, tiles is 1 or max_tiles
+    int tiles;      // a group has 8 * tiles sequences: 1, 2 or 4
     int slices;     // groups for each direction
     int rows;       // warps of a block along its units ...
-    int splits;     // ... times warps along K; at least tiles * halves_of(...), who finish a tile or half
-    int k_steps;    // tensor-core steps along all of K, K = C * U forward, C * G * U backward
+    int splits;     // ... times warps along K; at least finishers(...), who finish a tile or half
+    int k_steps;    // tensor-core steps along K of a warp, a multiple of k_batch; K = C * U forward, C * G * U backward
     int stride;     // of a row of operands in shared memory, in numbers
     int shared;     // bytes of shared memory
     int exchanged;  // bytes of the global memory that the blocks of a group exchange numbers through: counter, 2
                     // buffers
+    int at_a_time;  // groups that the card runs at a time
 
     int threads() const { return 32 * rows * splits; }
 };
@@ -42,14 +44,15 @@ struct Geometry {
 struct Plan {
     Kernel kernel;
     Geometry geometry;  // but for steps
+    int waves;          // rounds of groups that wait for each other; 0 for steps
     int64_t workspace;  // bytes, zeroed before each sweep
-    int multiprocessors;
     std::string why;
 };
 
 constexpr int persistent_threads = 256;  // at most: 8 warps that have 255 registers for each lane
 constexpr int weight_registers = 128;    // of these; as many tensor-core steps along K times tiles of rows as fit
 constexpr int counter_bytes = 128;       // a cache line of its own
+constexpr int k_batch = 4;               // tensor-core steps whose operands a warp loads before it multiplies
 
 RNNFAST_BOTH constexpr int bytes_of(Number number) {
     return number == Number::float64 ? 8 : number == Number::float32 || number == Number::tf32 ? 4 : 2;
@@ -64,10 +67,22 @@ RNNFAST_BOTH constexpr int steps_of_warp(bool lstm, bool backward) {
     return weight_registers / 4 / row_tiles(lstm, backward);
 }
 RNNFAST_BOTH constexpr int k_of_step(Number number) { return number == Number::tf32 ? 8 : 16; }
-constexpr int max_tiles = 2;
+// Of the batch, in a group. An LSTM's dz of 32 sequences is more than shared memory holds where it would be of use.
+RNNFAST_BOTH constexpr int max_tiles(bool lstm, bool backward) { return lstm && backward ? 2 : 4; }
+// Tiles (or halves) that a warp finishes, and how many warps along K do: a cell of one gate is little work, and warps
+// along K are few where units are many.
+RNNFAST_BOTH constexpr int owned_by_warp(bool lstm, int tiles) { return lstm ? (tiles == 4 ? 2 : 1) : tiles; }
+RNNFAST_BOTH constexpr int finishers(bool lstm, bool backward, int tiles) {
+    return tiles * halves_of(lstm, backward) / owned_by_warp(lstm, tiles);
+}
+
+// How many clusters of a geometry the card runs at a time, 0 if none: what cudaOccupancyMaxActiveClusters says of the
+// kernel. It is less than multiprocessors / C: the multiprocessors of a cluster are neighbours.
+using ClustersAtATime = std::function<int(const Geometry&)>;
 
 // `forced` is the name of a kernel, or "": the best. Throws std::invalid_argument for an unknown name, or if the forced
 // kernel cannot take the sweep.
-Plan choose(const Card& card, const Sweep& sweep, Number number, bool backward, const std::string& forced);
+Plan choose(const Card& card, const Sweep& sweep, Number number, bool backward, const std::string& forced,
+            const ClustersAtATime& clusters);
 
 }  // namespace rnnfast::cuda

@@ -45,8 +45,31 @@ void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, vo
                                                                                                 stream);
 }
 
-#define RNNFAST_RUN(number)                                                                      \
-    template void run_forward<Number::number>(const Plan&, const Sweep&, const Forward&, void*); \
-    template void run_backward<Number::number>(const Plan&, const Sweep&, const Backward&, void*)
+template <Number number, bool is_lstm, bool backward>
+Plan make_plan_of(const Card& card, const Sweep& sweep, const std::string& forced) {
+    if constexpr (by_steps_alone(number)) {
+        return choose(card, sweep, number, backward, forced, [](const Geometry&) { return 0; });
+    } else {
+        const auto clusters = [&](const Geometry& g) {
+            return persistent_clusters<number, is_lstm, backward>(card, g);
+        };
+        const Plan plan = choose(card, sweep, number, backward, forced, clusters);
+        if (plan.kernel != Kernel::steps) prepare_persistent<number, is_lstm, backward>(card, plan);
+        return plan;
+    }
+}
+
+template <Number number>
+Plan make_plan(const Card& card, const Sweep& sweep, bool backward, const std::string& forced) {
+    const bool lstm = sweep.cell == Cell::lstm;
+    return lstm ? (backward ? make_plan_of<number, true, true> : make_plan_of<number, true, false>)(card, sweep, forced)
+                : (backward ? make_plan_of<number, false, true> : make_plan_of<number, false, false>)(card, sweep,
+                                                                                                      forced);
+}
+
+#define RNNFAST_RUN(number)                                                                        \
+    template void run_forward<Number::number>(const Plan&, const Sweep&, const Forward&, void*);   \
+    template void run_backward<Number::number>(const Plan&, const Sweep&, const Backward&, void*); \
+    template Plan make_plan<Number::number>(const Card&, const Sweep&, bool, const std::string&)
 
 }  // namespace rnnfast::cuda

@@ -22,6 +22,7 @@ template <class T>
 struct StepArgs {
     Cell cell;
     int64_t B, H, R, D, G;
+    int64_t b_0;                       // first sequence of the launch
     Rows now[2], before[2], after[2];  // of each direction, in the order of the forward pass
     // As in sweep.h
     T* gates;
@@ -47,17 +48,20 @@ struct StepArgs {
 struct Thread {
     int64_t d, unit, b;
 };
-__device__ inline Thread mine() {
+template <class T>
+__device__ inline Thread mine(const StepArgs<T>& a) {
     return {blockIdx.z, int64_t(blockIdx.x) * step_units + threadIdx.x % step_units,
-            int64_t(blockIdx.y) * step_rows + threadIdx.x / step_units};
+            a.b_0 + int64_t(blockIdx.y) * step_rows + threadIdx.x / step_units};
 }
 
-// sum[j] = Σ over k < K of w(j, unit, k) * v(b, k), both 0 outside of their arrays. k_first: is w contiguous in k?
+// sum[j] = Σ over k < K of w(j, unit, k) * v(b, k), both 0 outside of their arrays. b_0: first sequence of the launch;
+// k_first: is w contiguous in k?
 template <class W, int J, class Weights, class Values>
-__device__ inline void product(W (&sum)[J], int64_t K, bool k_first, const Weights& w, const Values& v) {
+__device__ inline void product(W (&sum)[J], int64_t b_0, int64_t K, bool k_first, const Weights& w, const Values& v) {
     W* w_tile = reinterpret_cast<W*>(shared_memory());       // [J][step_depth][step_units + 1]
     W* v_tile = w_tile + J * step_depth * (step_units + 1);  // [step_rows][step_depth + 1]
-    const int64_t unit_0 = int64_t(blockIdx.x) * step_units, b_0 = int64_t(blockIdx.y) * step_rows;
+    const int64_t unit_0 = int64_t(blockIdx.x) * step_units;
+    b_0 += int64_t(blockIdx.y) * step_rows;
     const int thread = threadIdx.x, unit = thread % step_units, row = thread / step_units;
     for (int j = 0; j < J; ++j) sum[j] = 0;
     for (int64_t k_0 = 0; k_0 < K; k_0 += step_depth) {
@@ -97,11 +101,11 @@ template <class T, bool is_lstm>
 __global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T> a) {
     using W = Wide<T>;
     constexpr int G = is_lstm ? 4 : 1;
-    const Thread i = mine();
+    const Thread i = mine(a);
     const int64_t d = i.d, H = a.H, R = a.R;
     W z[G];
     product(
-        z, R, true,
+        z, a.b_0, R, true,
         [&](int gate, int64_t unit, int64_t k) {
             return unit < H ? wide(a.w_hh[((d * G + gate) * H + unit) * R + k]) : W(0);
         },
@@ -115,11 +119,13 @@ __global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T
     W h;
     if constexpr (is_lstm) {
         W& c = a.c[(d * a.B + i.b) * H + i.unit];
-        h = lstm(z, c);
-        for (int gate = 0; gate < G; ++gate) a.gates[(at * G + gate) * H + i.unit] = narrow<T>(z[gate]);
-        if (a.cells) a.cells[at * H + i.unit] = narrow<T>(c);
+        h = lstm<Exact<W>>(z, c);
+        if (a.cells) {
+            for (int gate = 0; gate < G; ++gate) a.gates[(at * G + gate) * H + i.unit] = narrow<T>(z[gate]);
+            a.cells[at * H + i.unit] = narrow<T>(c);
+        }
     } else {
-        h = elman(a.cell, z[0]);
+        h = elman<Exact<W>>(a.cell, z[0]);
     }
     if (a.projected)
         a.m[at * H + i.unit] = narrow<T>(h);
@@ -130,11 +136,12 @@ __global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T
 template <class T>
 __global__ void __launch_bounds__(step_threads, 1) step_project(const StepArgs<T> a) {
     using W = Wide<T>;
-    const Thread i = mine();
+    const Thread i = mine(a);
     const int64_t d = i.d;
     W h[1];
     product(
-        h, a.H, true, [&](int, int64_t r, int64_t k) { return r < a.R ? wide(a.w_hr[(d * a.R + r) * a.H + k]) : W(0); },
+        h, a.b_0, a.H, true,
+        [&](int, int64_t r, int64_t k) { return r < a.R ? wide(a.w_hr[(d * a.R + r) * a.H + k]) : W(0); },
         [&](int64_t b, int64_t k) {
             return b < a.now[d].count ? wide(a.m[((a.now[d].first + b) * a.D + d) * a.H + k]) : W(0);
         });
@@ -155,7 +162,7 @@ __device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide
         const int64_t state = (d * a.B + i.b) * H + i.unit;
         W before = a.c0 ? wide(a.c0[state]) : W(0);
         if (i.b < a.before[d].count) before = wide(a.cells[((a.before[d].first + i.b) * a.D + d) * H + i.unit]);
-        const W all = lstm_backward(z, wide(a.cells[at * H + i.unit]), before, dh, a.c[state]);
+        const W all = lstm_backward<Exact<W>>(z, wide(a.cells[at * H + i.unit]), before, dh, a.c[state]);
         if (a.d_cells) a.d_cells[at * H + i.unit] = narrow<T>(all);
     } else {
         z[0] = elman_backward(a.cell, z[0], dh);
@@ -169,11 +176,12 @@ __device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide
 template <class T, bool is_lstm>
 __global__ void __launch_bounds__(step_threads, 1) step_backward(const StepArgs<T> a) {
     using W = Wide<T>;
-    const Thread i = mine();
+    const Thread i = mine(a);
     const int64_t d = i.d, R = a.R, GH = a.G * a.H;
     W dh[1];
     product(
-        dh, GH, false, [&](int, int64_t r, int64_t k) { return r < R ? wide(a.w_hh[(d * GH + k) * R + r]) : W(0); },
+        dh, a.b_0, GH, false,
+        [&](int, int64_t r, int64_t k) { return r < R ? wide(a.w_hh[(d * GH + k) * R + r]) : W(0); },
         [&](int64_t b, int64_t k) {
             return b < a.after[d].count ? wide(a.dz[((a.after[d].first + b) * a.D + d) * GH + k]) : W(0);
         });
@@ -195,11 +203,11 @@ __global__ void __launch_bounds__(step_threads, 1) step_backward(const StepArgs<
 template <class T>
 __global__ void __launch_bounds__(step_threads, 1) step_backward_projected(const StepArgs<T> a) {
     using W = Wide<T>;
-    const Thread i = mine();
+    const Thread i = mine(a);
     const int64_t d = i.d;
     W dm[1];
     product(
-        dm, a.R, false,
+        dm, a.b_0, a.R, false,
         [&](int, int64_t unit, int64_t k) { return unit < a.H ? wide(a.w_hr[(d * a.R + k) * a.H + unit]) : W(0); },
         [&](int64_t b, int64_t k) {
             return b < a.now[d].count ? wide(a.dh[((a.now[d].first + b) * a.D + d) * a.R + k]) : W(0);
@@ -240,16 +248,18 @@ StepArgs<T> step_args(const Sweep& s) {
     return a;
 }
 
-// One launch for `units` units and the largest `count` of both directions.
+// Every block for `units` units and the largest `count` of both directions: one launch, but for more sequences than a
+// launch may have blocks for.
 template <class T>
-void launch_step(const char* name, void (*kernel)(StepArgs<T>), const StepArgs<T>& a, int64_t units, int64_t count,
-                 int shared, void* stream) {
+void launch_step(const char* name, void (*kernel)(StepArgs<T>), StepArgs<T> a, int64_t units, int64_t count, int shared,
+                 void* stream) {
     const auto blocks = [](int64_t n, int size) { return static_cast<unsigned>((n + size - 1) / size); };
-    if (count == 0) return;
-    launch(kernel,
-           {name, blocks(units, step_units), blocks(count, step_rows), static_cast<unsigned>(a.D), step_threads, shared,
-            1, false, stream},
-           a);
+    constexpr int64_t most = int64_t(most_blocks_along_y) * step_rows;
+    for (a.b_0 = 0; a.b_0 < count; a.b_0 += most)
+        launch(kernel,
+               {name, blocks(units, step_units), blocks(std::min(count - a.b_0, most), step_rows),
+                static_cast<unsigned>(a.D), step_threads, shared, 1, false, stream},
+               a);
 }
 
 template <class T, bool is_lstm>

@@ -32,12 +32,12 @@ struct Sweep {
 };
 
 struct Forward {
-    void* gates;       // (N,D,G,H) in: W_ih x + b_ih + b_hh; out, LSTM: activated gates. Elman: the same memory as y
+    void* gates;  // (N,D,G,H) in: W_ih x + b_ih + b_hh; out, LSTM with cells: activated. Elman: the same memory as y
     const void* w_hh;  // (D,G*H,R)
     const void* w_hr;  // (D,P,H), projected
     const void* h0;    // (D,B,R) or nullptr: zeros
     void* c;           // (D,B,H) wide, LSTM; in: c_0, out: c_n
-    void* cells;       // (N,D,H) out, LSTM; nullptr: not wanted
+    void* cells;       // (N,D,H) out, LSTM; nullptr: neither wanted nor the gates
     void* m;           // (N,D,H) out, projected: o * tanh(c)
     void* y;           // (N,D,R) out
     void* h_n;         // (D,B,R) out

@@ -23,9 +23,10 @@ __global__ void copy_numbers(const Numbers numbers) {
 }  // namespace
 
 Card card_of(int device) { return describe_card(device); }
+bool runs_here() { return has_code(&copy_numbers); }
 
 OnDevice::OnDevice(int device) : before_(change_device(device)) {}
-OnDevice::~OnDevice() { change_device(before_); }
+OnDevice::~OnDevice() noexcept { restore_device(before_); }
 
 void upload(const int64_t* host, int64_t count, int64_t* there, void* stream) {
     for (int64_t first = 0; first < count; first += per_launch) {

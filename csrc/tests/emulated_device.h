@@ -63,20 +63,21 @@ inline void sync_block() { my_block->barrier.wait(); }
 inline unsigned char* shared_memory() { return my_block->memory.data()->x; }
 inline void arrive_at_cluster() {}
 inline void wait_for_cluster() { my_cluster->barrier.wait(); }
-template <class T>
-T* in_block(T* shared, int rank) {
-    const auto offset = reinterpret_cast<unsigned char*>(shared) - shared_memory();
-    return reinterpret_cast<T*>(my_cluster->blocks[rank]->memory.data()->x + offset);
+inline void store_in_block(Vector* here, int rank, const Vector& v) {
+    const auto offset = reinterpret_cast<unsigned char*>(here) - shared_memory();
+    *reinterpret_cast<Vector*>(my_cluster->blocks[rank]->memory.data()->x + offset) = v;
 }
 inline void arrive_at(unsigned* counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELEASE); }
 inline void wait_until(unsigned* counter, unsigned count) {
     while (static_cast<int>(__atomic_load_n(counter, __ATOMIC_ACQUIRE) - count) < 0) sched_yield();
 }
 
-struct alignas(16) Vector {
-    uint32_t x[4];
-};
+inline Vector load_vector(const Vector* p) { return *p; }
+inline void store_vector(Vector* p, const Vector& v) { *p = v; }
 inline Vector load_from_others(const Vector* p) { return *p; }
+
+constexpr int emulated_multiprocessors = 4;
+constexpr unsigned most_blocks_along_y = 2;  // few, so that small batches take several launches, too
 
 // --- numbers ---------------------------------------------------------------------------------------------------------
 
@@ -116,6 +117,14 @@ inline uint16_t bits(Float16 x) {
 }
 inline uint16_t bits(BFloat16 x) { return x.x; }
 inline uint32_t tf32_bits(float x) { return (bits_of(x) + 0x1000) & ~0x1fffu; }
+
+// As far from the truth as the PTX ISA allows, to either side.
+inline float off_by_2_to_minus_22(float x) {
+    const bool above = bits_of(x) * 2654435761u >> 31;
+    return x * (above ? 1 + 0x1p-22f : 1 - 0x1p-22f);
+}
+inline float exp2_approx(float x) { return off_by_2_to_minus_22(std::exp2(x)); }
+inline float reciprocal_approx(float x) { return off_by_2_to_minus_22(1 / x); }
 
 template <Number number>
 float element(uint32_t reg, int half) {

@@ -11,6 +11,7 @@
 #include "cuda/float16.cu"
 #include "cuda/tf32.cu"
 #include "cuda/wide.cu"
+#include "larger.h"
 
 namespace {
 
@@ -40,6 +41,8 @@ const Case cases[] = {
     {"one", Cell::tanh, 1, 1, 1, 0, 1, {}},
     {"both ways", Cell::lstm, 3, 9, 20, 0, 2, {}},
     {"packed", Cell::lstm, 3, 18, 17, 0, 2, {18, 9, 1}},
+    {"many", Cell::lstm, 2, 37, 9, 0, 2, {}},
+    {"many elman", Cell::tanh, 2, 70, 20, 0, 2, {70, 33}},
     {"packed elman", Cell::relu, 4, 9, 24, 0, 2, {9, 9, 3, 1}},
     {"projected", Cell::lstm, 2, 3, 9, 4, 2, {3, 1}},
 };
@@ -71,7 +74,7 @@ std::vector<double> run(const Case& c, const std::string& kernel) {
     for (const S x : dc_n) d_state.push_back(wide(x));
     const Card card = card_of(0);
 
-    const Plan forward = choose(card, s, number, false, kernel);
+    const Plan forward = make_plan<number>(card, s, false, kernel);
     std::vector<Vector> workspace(forward.workspace / 16 + 1, Vector{});
     void* const out = lstm ? y.data() : gates.data();
     run_forward<number>(forward, s,
@@ -79,7 +82,7 @@ std::vector<double> run(const Case& c, const std::string& kernel) {
                          h_n.data(), workspace.data()},
                         nullptr);
 
-    const Plan backward = choose(card, s, number, true, kernel);
+    const Plan backward = make_plan<number>(card, s, true, kernel);
     workspace.assign(backward.workspace / 16 + 1, Vector{});
     auto dz = z, dh = none(c.P ? N * c.D * c.P : 0), dh0 = none(h0.size()), d_cells = none(cells.size());
     run_backward<number>(
@@ -117,6 +120,25 @@ void compare(const Case& c, const std::vector<double>& truth, double tolerance) 
     }
 }
 
+// What lanes hold of two steps along K: a column of A and the row of B that it meets are in the same place in memory,
+// and each register holds what the tables say.
+void check_words(int bytes, int lane) {
+    const int K = bytes == 2 ? 16 : 8, per_lane = 16 / bytes, halves = 4 / bytes;
+    const auto place = [&](int lane, const Word& w) { return lane % 4 * per_lane + w.word * halves + w.half; };
+    for (int step = 0; step < 2; ++step)
+        for (int i = 0; i < K / 4; ++i) {
+            const int column = place_in_b(bytes, lane, i).row, at = place(lane, word_of_b(bytes, step, i));
+            for (int j = 0; j < K / 2; ++j) {
+                const Place p = place_in_a(bytes, lane, j);
+                const Word w = word_of_a(bytes, step, j);
+                expect((p.column == column) == (place(lane, w) == at), "operands in memory", "layout");
+                const int reg = j / halves;
+                expect(w.word == word_of_register(step, reg) && p.row / 8 == lower_rows(reg), "register", "layout");
+            }
+            expect(word_of_b(bytes, step, i).word == 2 * step + i / halves, "register of B", "layout");
+        }
+}
+
 // Each element of a fragment once, and the gates of a unit in one lane.
 void check_layouts() {
     for (const int bytes : {2, 4}) {
@@ -135,6 +157,7 @@ void check_layouts() {
                 const Place p = place_in_d(lane, i);
                 ++d[p.row * 8 + p.column];
             }
+            check_words(bytes, lane);
             for (int gate = 0; gate < 4; ++gate)
                 for (int e = 0; e < 2; ++e) {
                     const Place p = place_in_d(lane, lstm_element(gate, e));
@@ -159,10 +182,64 @@ void check_upload() {
     expect(there == numbers, "numbers", "upload");
 }
 
+// Against float64; what the special function units are wrong by is in the emulated ones.
+void check_fast_nonlinearities() {
+    double tanh_error = 0, sigmoid_error = 0;
+    const auto look = [&](float x) {
+        const double t = std::tanh(double(x)), s = 1 / (1 + std::exp(-double(x)));
+        if (t != 0) tanh_error = larger(tanh_error, std::abs(Fast::tanh(x) - t) / std::abs(t));
+        sigmoid_error = larger(sigmoid_error, std::abs(Fast::sigmoid(x) - s) / s / (4 + std::abs(x)));
+    };
+    for (float x = 1e-30f; x < 80; x *= 1.0003f) look(x), look(-x);
+    expect(tanh_error <= 0x1p-17, "tanh", "nonlinearities");
+    expect(sigmoid_error <= 0x1p-22, "logistic function", "nonlinearities");
+    for (const float large : {88.f, 89.f, 1e4f, 3e38f, INFINITY}) {
+        expect(std::abs(Fast::tanh(large) - 1) <= 0x1p-21 && std::abs(Fast::tanh(-large) + 1) <= 0x1p-21,
+               "tanh far out", "nonlinearities");
+        expect(std::abs(Fast::sigmoid(large) - 1) <= 0x1p-21 && Fast::sigmoid(-large) < 1e-37, "sigmoid far out",
+               "nonlinearities");
+    }
+    expect(std::isnan(Fast::tanh(NAN)) && std::isnan(Fast::sigmoid(NAN)), "NaN", "nonlinearities");
+    expect(Fast::tanh(0.f) == 0 && Fast::tanh(-0.f) == 0, "zero", "nonlinearities");
+}
+
+// Made-up numbers of clusters that run at a time.
+void check_plans() {
+    const Card h100{90, 132, 227 * 1024};
+    const auto plan = [&](const Card& card, Cell cell, int64_t H, int64_t B, bool backward, int of_16) {
+        const Sweep s{cell, 0, B, H, 0, 1, nullptr, nullptr};
+        return choose(card, s, Number::bfloat16, backward, "", [&](const Geometry& g) {
+            return of_16 == 0 ? 0 : g.C == 16 ? of_16 : card.multiprocessors / g.C;
+        });
+    };
+    const auto is = [](const Plan& p, Kernel kernel, int C, int waves) {
+        return p.kernel == kernel && p.geometry.C == C && p.waves == waves;
+    };
+    expect(is(plan(h100, Cell::lstm, 512, 32, true, 7), Kernel::cluster, 16, 1), "4 groups at a time", "plans");
+    // 8 groups of 16 sequences would take two rounds of 7 clusters; 4 groups of 32 take one, or a grid does
+    expect(is(plan(h100, Cell::lstm, 512, 128, false, 7), Kernel::cluster, 16, 1), "larger groups", "plans");
+    expect(plan(h100, Cell::lstm, 512, 128, true, 7).waves == 1, "no second round", "plans");
+    expect(plan(h100, Cell::lstm, 512, 128, true, 7).kernel == Kernel::grid, "a grid in place of two rounds", "plans");
+    expect(plan(h100, Cell::lstm, 512, 128, true, 8).kernel == Kernel::cluster, "8 clusters at a time", "plans");
+    expect(plan(h100, Cell::tanh, 1024, 128, true, 7).waves == 1, "Elman", "plans");
+    const Card slice{90, 16, 227 * 1024};  // of a card that is cut into parts
+    expect(plan(slice, Cell::lstm, 512, 16, false, 0).kernel == Kernel::grid, "no clusters", "plans");
+    expect(plan(slice, Cell::lstm, 1024, 16, false, 0).kernel == Kernel::steps, "no room", "plans");
+    expect(plan(h100, Cell::lstm, 64, 16, false, 0).kernel == Kernel::block, "one block", "plans");
+    for (const int of_16 : {1, 3, 7}) {
+        const Plan p = plan(h100, Cell::lstm, 512, 2048, false, of_16);
+        expect(p.waves == (p.geometry.slices + p.geometry.at_a_time - 1) / p.geometry.at_a_time, "rounds", "plans");
+        expect(p.kernel != Kernel::cluster || p.geometry.C != 16 || p.geometry.at_a_time == of_16, "at a time",
+               "plans");
+    }
+}
+
 }  // namespace
 
 int main() {
     check_layouts();
+    check_fast_nonlinearities();
+    check_plans();
     check_upload();
     for (const Case& c : cases) {
         const std::vector<double> truth = run<Number::float64>(c, "steps");
