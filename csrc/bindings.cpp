@@ -2,7 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/memory.h"
+#include "cpu/runtime/memory.h"
+#include "cpu/stack/layout.h"
 #include "rnnfast.h"
 #include "tensors.h"
 
@@ -18,15 +19,17 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-void expect(const std::vector<Address>& addresses, size_t count) {
+using Addresses = std::vector<Address>;
+
+void expect(const Addresses& addresses, size_t count) {
     if (addresses.size() != count) throw std::invalid_argument("wrong number of arrays");
 }
 
 Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t L, int64_t D, bool bias,
                  Address batch_sizes) {
-    if (cell < 0 || cell > 2) throw std::invalid_argument("cell: expected 0 (tanh), 1 (relu) or 2 (lstm)");
+    if (cell < 0 || cell >= int(cells().size())) throw std::invalid_argument("cell: expected an index in cells()");
     if (T < 1) throw std::runtime_error("Expected sequence length to be larger than 0 in RNN");  // torch's words
-    if (B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && cell != 2))
+    if (B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && !cells()[cell].projects))
         throw std::invalid_argument("sizes out of range");
     const auto* sizes = at<const int64_t>(batch_sizes);
     if (sizes)
@@ -34,25 +37,122 @@ Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P
             if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B))
                 throw std::runtime_error("batch_sizes: expected positive numbers that do not increase, got " +
                                          std::to_string(sizes[t]) + " at step " + std::to_string(t));
-    return {static_cast<Cell>(cell), T, B, I, H, P, L, D, bias, sizes};
+    return {&cells()[cell], T, B, I, H, P, L, D, bias, sizes};
 }
 
-// Addresses in torch's order for each layer and direction: w_ih, w_hh, then b_ih, b_hh if biased, then w_hr if
-// projected.
+// Arrays that always travel together, in this order.
 template <class P>
-std::vector<Parameters<P>> unflatten(const Shape& s, const std::vector<Address>& flat) {
-    const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
-    if (flat.size() != each * s.L * s.D) throw std::invalid_argument("wrong number of parameters");
-    std::vector<Parameters<P>> out;
-    for (size_t i = 0; i < flat.size(); i += each) {
-        const auto get = [&](size_t j) { return reinterpret_cast<P>(flat[i + j]); };
-        out.push_back(
-            {get(0), get(1), s.bias ? get(2) : nullptr, s.bias ? get(3) : nullptr, s.P ? get(each - 1) : nullptr});
+struct InputArrays {  // x, h0, c0, then for each layer and direction w_ih, w_hh, b_ih, b_hh if biased, w_hr if
+                      // projected
+    P x, h0, c0;
+    std::vector<Parameters<P>> parameters;
+
+    InputArrays(const Shape& s, const Addresses& a) {
+        const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
+        expect(a, 3 + each * s.L * s.D);
+        const auto get = [&](size_t i) { return reinterpret_cast<P>(a[i]); };
+        x = get(0), h0 = get(1), c0 = get(2);
+        for (size_t i = 3; i < a.size(); i += each)
+            parameters.push_back({get(i), get(i + 1), s.bias ? get(i + 2) : nullptr, s.bias ? get(i + 3) : nullptr,
+                                  s.P ? get(i + each - 1) : nullptr});
     }
-    return out;
+};
+
+template <class P>
+struct OutputArrays {
+    P y, h_n, c_n;
+
+    explicit OutputArrays(const Addresses& a) {
+        expect(a, 3);
+        y = reinterpret_cast<P>(a[0]), h_n = reinterpret_cast<P>(a[1]), c_n = reinterpret_cast<P>(a[2]);
+    }
+};
+
+// What every call starts with: the sizes, the inputs, the dropout masks.
+template <class T>
+Past<T> past_of(const Shape& s, const Addresses& inputs, Address dropout, Address y, Address reserve) {
+    InputArrays<const T*> in(s, inputs);
+    return {in.x, in.h0, in.c0, std::move(in.parameters), at<const T>(dropout), at<const T>(y), at<const T>(reserve)};
 }
 
-using Addresses = std::vector<Address>;
+template <class T>
+Forward<T> forward_of(const Shape& s, const Addresses& inputs, Address dropout, const Addresses& outputs,
+                      Address reserve) {
+    InputArrays<const T*> in(s, inputs);
+    const OutputArrays<T*> out(outputs);
+    return {in.x,    in.h0,   in.c0,         std::move(in.parameters), at<const T>(dropout), out.y,
+            out.h_n, out.c_n, at<T>(reserve)};
+}
+
+template <class T>
+Tangent<T> tangent_of(const Shape& s, const Addresses& inputs_dot, const Addresses& outputs_dot) {
+    InputArrays<const T*> in(s, inputs_dot);
+    const OutputArrays<T*> out(outputs_dot);
+    return {in.x, in.h0, in.c0, std::move(in.parameters), out.y, out.h_n, out.c_n};
+}
+
+template <class T>
+Gradients<T> gradients_of(const Shape& s, const Addresses& gradients, int64_t groups) {
+    if (groups < 1 || (s.B && s.B % groups)) throw std::invalid_argument("groups must divide the batch");
+    InputArrays<T*> in(s, gradients);
+    return {in.x, in.h0, in.c0, std::move(in.parameters), groups};
+}
+
+template <class T>
+void forward_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, const Addresses& outputs,
+                Address reserve) {
+    const Forward<T> call = forward_of<T>(s, inputs, dropout, outputs, reserve);
+    const py::gil_scoped_release release;
+    forward(s, call, threads);
+}
+
+template <class T>
+void forward_dual_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, const Addresses& outputs,
+                     const Addresses& inputs_dot, const Addresses& outputs_dot) {
+    const Forward<T> call = forward_of<T>(s, inputs, dropout, outputs, 0);
+    const Tangent<T> dot = tangent_of<T>(s, inputs_dot, outputs_dot);
+    for (const auto& p : dot.parameters)
+        if (p.w_ih || p.w_hh || p.b_ih || p.b_hh || p.w_hr)
+            throw std::invalid_argument("values with tangents: expected none of the weights");
+    const py::gil_scoped_release release;
+    forward_dual(s, call, dot, threads);
+}
+
+// z: dL/d pre-activations; d_reserve: gradients of all that was saved, theirs among it; one of the two at most.
+template <class T>
+void backward_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, Address y, Address reserve,
+                 const Addresses& cotangents, Address z, Address d_reserve, const Addresses& gradients, int64_t groups,
+                 Address adjoints) {
+    if (z && d_reserve) throw std::invalid_argument("gradients of pre-activations: expected once");
+    const Past<T> past = past_of<T>(s, inputs, dropout, y, reserve);
+    const OutputArrays<const T*> of(cotangents);
+    Cotangents<T> all{of.y, of.h_n, of.c_n, at<const T>(z)};
+    if (d_reserve) add_saved(s, at<const T>(d_reserve), all);
+    const Gradients<T> to = gradients_of<T>(s, gradients, groups);
+    const py::gil_scoped_release release;
+    backward(s, past, all, to, at<T>(adjoints), threads);
+}
+
+template <class T>
+void tangent_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, Address y, Address reserve,
+                const Addresses& inputs_dot, const Addresses& outputs_dot, Address z_dot) {
+    const Past<T> past = past_of<T>(s, inputs, dropout, y, reserve);
+    const Tangent<T> dot = tangent_of<T>(s, inputs_dot, outputs_dot);
+    const py::gil_scoped_release release;
+    tangent(s, past, dot, at<T>(z_dot), threads);
+}
+
+template <class T>
+void second_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, Address y, Address reserve,
+               Address adjoints, const Addresses& inputs_dot, const Addresses& outputs_dot, const Addresses& direct,
+               int64_t groups, Address d_y, Address d_reserve) {
+    const Past<T> past = past_of<T>(s, inputs, dropout, y, reserve);
+    const Tangent<T> dot = tangent_of<T>(s, inputs_dot, outputs_dot);
+    const Gradients<T> to = gradients_of<T>(s, direct, groups);
+    const SavedGradients<T> saved = saved_gradients(s, at<T>(d_y), at<T>(d_reserve));
+    const py::gil_scoped_release release;
+    second(s, past, at<const T>(adjoints), dot, to, saved, threads);
+}
 
 // Memory that a tensor can stand on.
 struct SharedMemory {
@@ -60,102 +160,6 @@ struct SharedMemory {
     Memory memory;
     size_t bytes;
 };
-
-// A finished forward pass: x, h0, c0, dropout, y, reserve; parameters.
-template <class T>
-Past<T> past_at(const Shape& s, const Addresses& a, const Addresses& parameters) {
-    expect(a, 6);
-    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
-            at<const T>(a[3]), at<const T>(a[4]), at<const T>(a[5])};
-}
-
-// Gradients: of y, h_n, c_n, pre-activations, what was kept in, of x, h0, c0, what is swept out; of the parameters out.
-template <class T>
-Adjoint<T> adjoint_at(const Shape& s, const Addresses& a, const Addresses& parameters, int64_t groups) {
-    expect(a, 9);
-    if (groups < 1 || (s.B && s.B % groups)) throw std::invalid_argument("groups must divide the batch");
-    if (a[3] && a[4]) throw std::invalid_argument("gradients of pre-activations: expected once");
-    return {at<const T>(a[0]),
-            at<const T>(a[1]),
-            at<const T>(a[2]),
-            at<T>(a[5]),
-            at<T>(a[6]),
-            at<T>(a[7]),
-            unflatten<T*>(s, parameters),
-            groups,
-            at<const T>(a[3]),
-            at<const T>(a[4]),
-            at<T>(a[8])};
-}
-
-// Tangents: of x, h0, c0 in, of y, h_n, c_n out; of the parameters in.
-template <class T>
-Tangent<T> tangent_of(const Shape& s, const Addresses& a, const Addresses& parameters) {
-    expect(a, 6);
-    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
-            at<T>(a[3]),       at<T>(a[4]),       at<T>(a[5])};
-}
-
-// x, h0, c0, dropout in, y, h_n, c_n, reserve out.
-template <class T>
-Forward<T> forward_of(const Shape& s, const Addresses& a, const Addresses& parameters) {
-    expect(a, 8);
-    return {at<const T>(a[0]), at<const T>(a[1]), at<const T>(a[2]), unflatten<const T*>(s, parameters),
-            at<const T>(a[3]), at<T>(a[4]),       at<T>(a[5]),       at<T>(a[6]),
-            at<T>(a[7])};
-}
-
-template <class T>
-void forward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& arrays) {
-    const Forward<T> call = forward_of<T>(s, arrays, parameters);
-    const py::gil_scoped_release release;
-    forward(s, call, threads);
-}
-
-template <class T>
-void forward_dual_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& arrays,
-                     const Addresses& dot) {
-    const Forward<T> call = forward_of<T>(s, arrays, parameters);
-    if (call.reserve) throw std::invalid_argument("values with tangents: nothing can be kept");
-    const Tangent<T> t = tangent_of<T>(s, dot, Addresses(parameters.size(), 0));
-    const py::gil_scoped_release release;
-    forward_dual(s, call, t, threads);
-}
-
-template <class T>
-void backward_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past,
-                 const Addresses& adjoint, const Addresses& gradients, int64_t groups) {
-    const Past<T> p = past_at<T>(s, past, parameters);
-    const Adjoint<T> a = adjoint_at<T>(s, adjoint, gradients, groups);
-    const py::gil_scoped_release release;
-    backward(s, p, a, threads);
-}
-
-template <class T>
-void tangent_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, const Addresses& dot,
-                const Addresses& parameters_dot, Address z) {
-    const Past<T> p = past_at<T>(s, past, parameters);
-    Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
-    t.z = at<T>(z);
-    const py::gil_scoped_release release;
-    tangent(s, p, t, threads);
-}
-
-// Gradients of x, h0, c0 out, and of the parameters; of y and of what was kept, out.
-template <class T>
-void second_at(const Shape& s, int threads, const Addresses& parameters, const Addresses& past, Address swept,
-               const Addresses& dot, const Addresses& parameters_dot, const Addresses& direct,
-               const Addresses& direct_gradients, int64_t groups, const Addresses& bend) {
-    expect(direct, 3);
-    expect(bend, 2);
-    const Past<T> p = past_at<T>(s, past, parameters);
-    const Tangent<T> t = tangent_of<T>(s, dot, parameters_dot);
-    const Adjoint<T> a =
-        adjoint_at<T>(s, {0, 0, 0, 0, 0, direct[0], direct[1], direct[2], 0}, direct_gradients, groups);
-    const Bend<T> to{at<T>(bend[0]), at<T>(bend[1])};
-    const py::gil_scoped_release release;
-    second(s, p, at<const T>(swept), t, a, to, threads);
-}
 
 // Weights: w, starts, w_in, bias, leak, scale.
 template <class T>
@@ -213,13 +217,27 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init(&make_shape), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
              py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"))
         .def_property_readonly("rows", &Shape::rows)
-        .def_property_readonly("reserve_per_row", &reserve_per_row)
-        .def_property_readonly("swept", [](const Shape& s) { return Swept(s); });
-    py::class_<Swept>(m, "Swept")
-        .def_readonly("dz_stride", &Swept::dz_stride)
-        .def_readonly("dz", &Swept::dz)
-        .def_readonly("dc", &Swept::dc)
-        .def_readonly("size", &Swept::size);
+        .def_property_readonly("reserve", [](const Shape& s) { return ReserveLayout::of_forward(s, s.rows()); })
+        .def_property_readonly("adjoints", [](const Shape& s) { return AdjointLayout(s); });
+    py::class_<Cell>(m, "Cell")
+        .def_readonly("name", &Cell::name)
+        .def_readonly("index", &Cell::index)
+        .def_readonly("gates", &Cell::gates)
+        .def_readonly("has_state", &Cell::has_state)
+        .def_readonly("saves_gates", &Cell::saves_gates)
+        .def_readonly("projects", &Cell::projects);
+    m.def("cells", &cells);
+    py::class_<ReserveLayout>(m, "ReserveLayout")
+        .def_readonly("gates", &ReserveLayout::gates)
+        .def_readonly("c", &ReserveLayout::c)
+        .def_readonly("m", &ReserveLayout::m)
+        .def_readonly("hidden", &ReserveLayout::hidden)
+        .def_readonly("size", &ReserveLayout::size);
+    py::class_<AdjointLayout>(m, "AdjointLayout")
+        .def_readonly("dz_stride", &AdjointLayout::dz_stride)
+        .def_readonly("dz", &AdjointLayout::dz)
+        .def_readonly("dc", &AdjointLayout::dc)
+        .def_readonly("size", &AdjointLayout::size);
     py::class_<Layout>(m, "Layout")
         .def(py::init<py::object, std::vector<Layout::Shape>, int>(), py::arg("tensor_type"), py::arg("shapes"),
              py::arg("bytes"))

@@ -1,6 +1,6 @@
 // The whole surface of the C++ core: plain pointers and sizes, no torch, no Python.
 //
-// Dims legend: T steps, B batch, I input size, H hidden size, G gates (1 Elman, 4 LSTM in the order i,f,g,o),
+// Dims legend: T steps, B batch, I input size, H hidden size, G gates,
 // P proj_size, L layers, D directions. R is the size of h_t that recurs: P if projected, else H.
 // N rows: the (step, batch) pairs, step by step. Padded N = T*B; packed N = sum of the batch sizes.
 //
@@ -16,17 +16,28 @@
 
 namespace rnnfast {
 
-enum class Cell { tanh, relu, lstm };
+// What the drivers, the layouts and Python know of a cell; csrc/cells has the cells themselves.
+struct Cell {
+    const char* name;
+    int index;         // in cells()
+    int gates;         // G
+    bool has_state;    // carries a state c from step to step beside h
+    bool saves_gates;  // a training pass saves its activated gates; else they are h itself
+    bool projects;     // may have W_hr
+};
+const std::vector<Cell>& cells();
+// Throws std::invalid_argument for a name that there is not.
+const Cell& find_cell(const std::string& name);
 
 struct Shape {
-    Cell cell;
+    const Cell* cell;  // of cells()
     int64_t T, B, I, H;
-    int64_t P;  // 0: no projection; LSTM only
+    int64_t P;  // 0: no projection
     int64_t L, D;
     bool bias;
     const int64_t* batch_sizes;  // (T), non-increasing, the first is B; nullptr: B at every step
 
-    int64_t gates() const { return cell == Cell::lstm ? 4 : 1; }
+    int64_t gates() const { return cell->gates; }                               // G
     int64_t recurrent() const { return P ? P : H; }                             // R
     int64_t input(int64_t layer) const { return layer ? D * recurrent() : I; }  // I of that layer
     int64_t rows() const;                                                       // N
@@ -42,11 +53,6 @@ struct Parameters {
     P w_hr;  // (P, H) or nullptr
 };
 
-// What the backward pass needs of the forward one, kept in one block of reserve_per_row() * N numbers:
-//   LSTM:      gates (L,D,N,G,H) activated, cells (L,D,N,H), projected: outputs before W_hr (L,D,N,H)
-//   all cells: outputs of the layers below the top (L-1,N,D*R), before dropout
-int64_t reserve_per_row(const Shape& shape);
-
 template <class T>
 struct Forward {
     const T* x;                                    // (N,I)
@@ -56,8 +62,8 @@ struct Forward {
     const T* dropout;                              // (L-1,N,D*R) scale on the output of each lower layer, or nullptr
     T* y;                                          // (N,D*R)
     T* h_n;                                        // (L*D,B,R)
-    T* c_n;                                        // (L*D,B,H), LSTM only
-    T* reserve;                                    // see above; nullptr: inference, nothing is kept
+    T* c_n;                                        // (L*D,B,H), of a cell with a state
+    T* reserve;                                    // as ReserveLayout; nullptr: inference, nothing is saved
 };
 
 // A finished forward pass: what forward() got, and what it gave.
@@ -72,36 +78,29 @@ struct Past {
     const T* reserve;
 };
 
-// dL/d outputs in, dL/d inputs and parameters out.
+// dL/d what a forward pass gave and saved; nullptr: zeros.
 template <class T>
-struct Adjoint {
-    const T* y;                              // (N,D*R), or nullptr: zeros
-    const T* h_n;                            // (L*D,B,R) or nullptr: zeros
-    const T* c_n;                            // (L*D,B,H) or nullptr: zeros
-    T* x;                                    // (N,I), like the following overwritten; nullptr: not wanted
+struct Cotangents {
+    const T* y;    // (N,D*R)
+    const T* h_n;  // (L*D,B,R)
+    const T* c_n;  // (L*D,B,H)
+    // On top of what the outputs bring:
+    const T* z = nullptr;       // (L,D,N,G,H) dL/d pre-activations
+    const T* c = nullptr;       // (L,D,N,H)
+    const T* m = nullptr;       // (L,D,N,H), projected
+    const T* hidden = nullptr;  // (L-1,N,D*R) of the outputs of the layers below the top, before dropout
+};
+
+// dL/d inputs and parameters, out; overwritten. nullptr: not wanted.
+template <class T>
+struct Gradients {
+    T* x;                                    // (N,I)
     T* h0;                                   // (L*D,B,R)
     T* c0;                                   // (L*D,B,H)
     std::vector<Parameters<T*>> parameters;  // [L*D], each array (groups, ...)
     // Gradients of the parameters are summed up over each group of sequences on its own: sequence b is of group
     // b % groups. 1: over the whole batch.
     int64_t groups;
-    // On top of what the outputs bring; nullptr: zeros. An LSTM's pass takes one of the two at most.
-    const T* z = nullptr;     // (L,D,N,G,H) dL/d pre-activations, in
-    const T* kept = nullptr;  // (as the reserve) dL/d what was kept, in; in place of the gates their pre-activations
-    T* swept = nullptr;       // what the sweep carries through time, as Swept, out; nullptr: not wanted
-};
-
-// Where a backward pass leaves what it carries through time: all of dL/dz_t, of dL/d(what the cell gives), of dL/dc_t
-// and, projected, of dL/dh_t. An array starts at its offset.
-struct Swept {
-    int64_t dz_stride;  // numbers from row to row of dz
-    int64_t dz;         // (L,D,N,G*H)
-    int64_t dm;         // (L,D,N,H)
-    int64_t dc;         // (L,D,N,H), LSTM only
-    int64_t dh;         // (L,D,N,P), projected only
-    int64_t size;
-
-    explicit Swept(const Shape& shape);
 };
 
 // A direction in the space of inputs and parameters (nullptr: zeros), and the derivative of the outputs along it.
@@ -113,38 +112,42 @@ struct Tangent {
     std::vector<Parameters<const T*>> parameters;  // [L*D]
     T* y;                                          // (N,D*R), out
     T* h_n;                                        // (L*D,B,R), out
-    T* c_n;                                        // (L*D,B,H), out, LSTM only
-    T* z = nullptr;                                // (L,D,N,G,H) pre-activations, out; nullptr: not wanted
+    T* c_n;                                        // (L*D,B,H), out, of a cell with a state
 };
 
 // Run a whole stack of layers and directions on up to `threads` threads. Results do not depend on `threads`.
 template <class T>
 void forward(const Shape& shape, const Forward<T>& call, int threads);
-// Inference, and the tangents of its outputs along those of x, h0 and c0 on the same way. call.reserve, the tangents of
-// the parameters and dot.z are nullptr: nothing is kept, the parameters stay where they are.
+// Inference, and the tangents of its outputs along those of x, h0 and c0 on the same way. call.reserve and the tangents
+// of the parameters are nullptr: nothing is saved, the parameters stay where they are.
 template <class T>
 void forward_dual(const Shape& shape, const Forward<T>& call, const Tangent<T>& dot, int threads);
+// `adjoints`: what the sweep carries through time, as AdjointLayout, out; nullptr: not wanted.
 template <class T>
-void backward(const Shape& shape, const Past<T>& past, const Adjoint<T>& adjoint, int threads);
+void backward(const Shape& shape, const Past<T>& past, const Cotangents<T>& cotangents, const Gradients<T>& gradients,
+              T* adjoints, int threads);
+// z_dot: (L,D,N,G,H) tangents of the pre-activations, out; nullptr: not wanted.
 template <class T>
-void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, int threads);
+void tangent(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* z_dot, int threads);
 
-// Gradients with respect to what the forward pass gave and kept, out.
+// Gradients with respect to what a forward pass gave and saved, out: arrays as in Cotangents.
 template <class T>
-struct Bend {
-    T* y;     // (N,D*R)
-    T* kept;  // as Adjoint::kept
+struct SavedGradients {
+    T* y;
+    T* z;  // of a cell that saves its gates; else the gradients of h among those of y and hidden are all
+    T* c;
+    T* m;
+    T* hidden;
 };
 
-// Back-propagation through a backward pass and so the second derivative, of S = <a backward pass' cotangents, tangent
-// outputs> = <its gradients, tangents>, S being a function of the inputs and parameters in two ways: `direct` gets the
-// gradients of those that enter a tangent themselves (of its own cotangents nothing is read), `bend` those of what the
-// forward pass made of them, which backward() carries on to the inputs. `dot` gets the tangent outputs, the gradients
-// of the cotangents. `swept` is what the backward pass has left. This is double backward, forward over reverse and
-// reverse over forward in one. dot.z is nullptr.
+// Differentiates a backward pass: the gradients of S = <its gradients, tangents> = <its cotangents, tangent outputs>.
+// This is double backward, forward over reverse and reverse over forward in one. `dot` gets the tangent outputs, which
+// are the gradients of the cotangents. S depends on inputs and parameters in two ways: `direct` gets the gradients of
+// those that enter a tangent themselves, `saved` those of what the forward pass made of them, which backward() carries
+// on to the inputs. `adjoints` is what the backward pass has left.
 template <class T>
-void second(const Shape& shape, const Past<T>& past, const T* swept, const Tangent<T>& dot, const Adjoint<T>& direct,
-            const Bend<T>& bend, int threads);
+void second(const Shape& shape, const Past<T>& past, const T* adjoints, const Tangent<T>& dot,
+            const Gradients<T>& direct, const SavedGradients<T>& saved, int threads);
 
 // Reservoirs of echo state networks: Elman layers with leaky units and weights that stay as they were drawn,
 //   h_t = (1 - a) h_{t-1} + a f(W_in x_t + b + s W h_{t-1}) + noise_t.

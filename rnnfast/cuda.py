@@ -314,7 +314,7 @@ def _extension() -> _Extension:
     if not is_built():
         raise RuntimeError(
             "rnnfast: this installation has no CUDA kernels. Install it with nvcc and RNNFAST_CUDA=on in the "
-            "environment (README.md, CUDA), or use rnnfast.revert(model) for torch's own layers."
+            "environment (docs/cuda.md), or use rnnfast.revert(model) for torch's own layers."
         )
     return _Extension(importlib.import_module("rnnfast._cuda"))
 

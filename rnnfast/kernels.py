@@ -27,7 +27,7 @@ _SECOND = {dtype: getattr(_C, f"second_{name}") for dtype, name in _SUFFIX.items
 
 
 class Stack(NamedTuple):
-    """The constants of a stack: cell (0 tanh, 1 relu, 2 lstm), L layers, D directions, has it biases."""
+    """The constants of a stack: cell (an index in CELLS), L layers, D directions, has it biases."""
 
     cell: int
     L: int
@@ -171,7 +171,7 @@ def _shapes(s: _Sizes, dtype: torch.dtype) -> _Shapes:
 @lru_cache(maxsize=512)
 def reserve_per_row(stack: Stack, H: int, P: int) -> int:
     """Numbers that a training forward pass keeps for each of the N rows."""
-    return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve_per_row
+    return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve.size
 
 
 @lru_cache(maxsize=512)
@@ -280,8 +280,9 @@ class _Call:
         """y, h_n, c_n, or something as large as each of them; and their addresses."""
         return _all_dense(what, self.shapes.outputs, outputs, self.dtype)
 
-    def start(self) -> tuple[_C.Shape, int, list[int]]:
-        return self.shape, torch.get_num_threads(), self.inputs_at[3:]
+    def start(self) -> tuple[_C.Shape, int, list[int], int]:
+        """What every kernel takes first: shape, threads, inputs, dropout."""
+        return self.shape, torch.get_num_threads(), self.inputs_at, _address(self.dropout)
 
     def z_shape(self) -> _Shape:
         stack, s = self.sizes.stack, self.sizes
@@ -315,8 +316,10 @@ class _PastCall(_Call):
         arrays = _kept_arrays(self.sizes, self.dtype)
         self.kept, self.kept_at = _all_dense("", arrays, (past.y, past.reserve), self.dtype)
 
-    def past(self) -> list[int]:
-        return [*self.inputs_at[:3], _address(self.dropout), *self.kept_at]
+    def start(self) -> tuple[_C.Shape, int, list[int], int, int, int]:  # type: ignore[override]
+        """What every kernel after a forward pass takes first: as above, then y and the reserve."""
+        y, reserve = self.kept_at
+        return *super().start(), y, reserve
 
 
 # --- the four functions -----------------------------------------------------------------------------------------------
@@ -331,8 +334,7 @@ def forward(
     reserve = call.kept_empty(*call.reserve_shape()) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
-    arrays = [*call.inputs_at[:3], *_addresses((call.dropout, *outputs)), kept]
-    _FORWARD[call.dtype](*call.start(), arrays)
+    _FORWARD[call.dtype](*call.start(), _addresses(outputs), kept)
     return outputs, reserve
 
 
@@ -346,8 +348,7 @@ def forward_dual(
     call = _Call(stack, inputs, batch_sizes, dropout)
     _v, v_at = call.dense_inputs("tangent of ", tangents.flat())
     outputs, outputs_dot = call.empty_outputs(), call.empty_outputs()
-    arrays = [*call.inputs_at[:3], *_addresses((call.dropout, *outputs, None))]
-    _FORWARD_DUAL[call.dtype](*call.start(), arrays, [*v_at[:3], *_addresses(outputs_dot)])
+    _FORWARD_DUAL[call.dtype](*call.start(), _addresses(outputs), v_at, _addresses(outputs_dot))
     return outputs, outputs_dot
 
 
@@ -378,8 +379,9 @@ def _backward(
 ) -> SomeInputs:
     _d, d_at = call.dense_outputs("gradient of ", cotangents)
     grads = call.empty_gradients(wanted, groups)
-    arrays = [*d_at, *_addresses((z, kept, *grads[:3], swept))]
-    _BACKWARD[call.dtype](*call.start(), call.past(), arrays, _addresses(grads.weights), groups)
+    _BACKWARD[call.dtype](
+        *call.start(), d_at, _address(z), _address(kept), _addresses(grads.flat()), groups, _address(swept)
+    )
     return grads
 
 
@@ -388,7 +390,7 @@ def backward_kept(
 ) -> tuple[SomeInputs, Tensor]:
     """As `backward`, and what the pass carried through time, for `second_local`."""
     call = _PastCall(past)
-    swept = call.kept_empty(call.shape.swept.size)
+    swept = call.kept_empty(call.shape.adjoints.size)
     return _backward(call, cotangents, wanted, groups, swept=swept), swept
 
 
@@ -404,7 +406,7 @@ def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | No
     Gradients of inputs and weights are not computed."""
     wanted = [False] * len(past.inputs.flat())
     call = _PastCall(past)
-    s, at = call.sizes, call.shape.swept
+    s, at = call.sizes, call.shape.adjoints
     swept = call.kept_empty(at.size)
     _backward(call, cotangents, wanted, 1, swept=swept)
     L, D, N, H, GH = s.stack.L, s.stack.D, s.N, s.H, s.stack.gates * s.H
@@ -425,7 +427,7 @@ def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -
         if _dense("tangent of z", z_tangent, call.z_shape(), call.dtype) is not z_tangent:
             raise RuntimeError("tangent of z: expected a contiguous tensor to write to")
         z = z_tangent.data_ptr()
-    _TANGENT[call.dtype](*call.start(), call.past(), [*v_at[:3], *_addresses(outputs)], v_at[3:], z)
+    _TANGENT[call.dtype](*call.start(), v_at, _addresses(outputs), z)
     return outputs
 
 
@@ -463,19 +465,17 @@ def second_local(
     """
     call = _PastCall(past)
     _v, v_at = call.dense_inputs("tangent of ", tangents.flat())
-    swept = _dense("swept", swept, (call.shape.swept.size,), call.dtype)
+    swept = _dense("swept", swept, (call.shape.adjoints.size,), call.dtype)
     outputs, grads = call.empty_outputs(), call.empty_gradients(wanted, groups)
     bend = Bend(call.new_empty(*call.shapes.outputs.shapes[0]), call.kept_empty(*call.reserve_shape()))
     _SECOND[call.dtype](
         *call.start(),
-        call.past(),
         swept.data_ptr(),
-        [*v_at[:3], *_addresses(outputs)],
-        v_at[3:],
-        _addresses(grads[:3]),
-        _addresses(grads.weights),
+        v_at,
+        _addresses(outputs),
+        _addresses(grads.flat()),
         groups,
-        _addresses(bend),
+        *_addresses(bend),
     )
     return outputs, grads, bend
 

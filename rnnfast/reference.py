@@ -37,8 +37,6 @@ from numpy.typing import ArrayLike
 Array = np.ndarray
 RowIndex = int | slice  # of one step's rows: x[t] of a padded x, x[a:b] of a packed one
 
-GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4}
-
 
 class Weights(NamedTuple):
     """The weights of one layer and direction, in torch's order; also the gradients with respect to them."""
@@ -50,37 +48,23 @@ class Weights(NamedTuple):
     w_hr: Array | None = None  # (P,H)
 
 
-class ElmanStep(NamedTuple):
-    """What BPTT needs of one step of an Elman layer."""
-
-    at: RowIndex  # where the step's rows lie in x and y
-    x: Array  # (n,I)  x_t
-    h_prev: Array  # (n,H)  h_{t-1}
-    h: Array  # (n,H)  h_t
-
-
-class LSTMStep(NamedTuple):
-    """What BPTT needs of one step of an LSTM layer."""
+class Step(NamedTuple):
+    """What BPTT needs of one step of one layer and direction."""
 
     at: RowIndex  # where the step's rows lie in x and y
     x: Array  # (n,I)  x_t
     h_prev: Array  # (n,R)  h_{t-1}
-    c_prev: Array  # (n,H)  c_{t-1}
-    i: Array  # (n,H)  input gate, activated like the three below
-    f: Array  # (n,H)  forget gate
-    g: Array  # (n,H)  candidate
-    o: Array  # (n,H)  output gate
-    c: Array  # (n,H)  c_t
-    m: Array  # (n,H)  o * tanh(c_t), which is h_t before the projection
+    m: Array  # (n,H)  what the cell gives: h_t, or what is projected to it
+    saved: tuple[Array, ...]  # the cell's own, (n,H) each
 
 
 class LayerTape(NamedTuple):
     """What one layer and direction recorded: its steps in the order in which they were computed."""
 
-    steps: list[ElmanStep] | list[LSTMStep]
+    cell: type[Cell]
+    steps: list[Step]
     w: Weights
     x_shape: tuple[int, ...]  # (T,B,I) or (N,I)
-    nonlinearity: str = "tanh"  # of an Elman layer
 
 
 class Tape(NamedTuple):
@@ -110,6 +94,79 @@ def sigmoid(z: Array) -> Array:
     """σ(z) = 1 / (1 + exp(-z)), arranged so that no exp overflows."""
     e = np.exp(-np.abs(z))
     return np.where(z >= 0, 1.0, e) / (1.0 + e)
+
+
+# ------------------------------------------------------------------------------------------- the cells
+
+
+class Cell:
+    """One step of one kind of unit: `forward` from its pre-activations, `backward` to their gradients."""
+
+    gates: int  # G
+    has_state = False  # carries c_t (n,H) beside h_t
+
+    @staticmethod
+    def forward(z: Array, c_prev: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        """m_t and c_t (n,H) of z_t (n,G*H) and c_{t-1} (n,H), and what `backward` needs."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(saved: tuple[Array, ...], dm: Array, dc: Array) -> tuple[Array, Array]:
+        """dL/dz_t (n,G*H) and dL/dc_{t-1} of dL/dm_t and of dL/dc_t as step t+1 left it."""
+        raise NotImplementedError
+
+
+class Tanh(Cell):
+    gates = 1
+
+    @staticmethod
+    def forward(z: Array, c_prev: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        h = tanh(z)
+        return h, c_prev, (h,)
+
+    @staticmethod
+    def backward(saved: tuple[Array, ...], dm: Array, dc: Array) -> tuple[Array, Array]:
+        (h,) = saved
+        return dm * (1.0 - h**2), dc  # tanh' = 1 - tanh²
+
+
+class Relu(Cell):
+    gates = 1
+
+    @staticmethod
+    def forward(z: Array, c_prev: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        h = relu(z)
+        return h, c_prev, (h,)
+
+    @staticmethod
+    def backward(saved: tuple[Array, ...], dm: Array, dc: Array) -> tuple[Array, Array]:
+        (h,) = saved
+        return np.where(h <= 0, 0.0, dm), dc  # relu' = 0 where h <= 0, else 1
+
+
+class LSTM(Cell):
+    gates = 4
+    has_state = True
+
+    @staticmethod
+    def forward(z: Array, c_prev: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        i, f, g, o = np.split(z, 4, axis=1)
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+        c = f * c_prev + i * g
+        return o * tanh(c), c, (i, f, g, o, c_prev, c)
+
+    @staticmethod
+    def backward(saved: tuple[Array, ...], dm: Array, dc: Array) -> tuple[Array, Array]:
+        i, f, g, o, c_prev, c = saved
+        tanh_c = tanh(c)
+        do = dm * tanh_c  # m_t = o * tanh(c_t)
+        dc = dc + dm * o * (1.0 - tanh_c**2)
+        di, df, dg = dc * g, dc * c_prev, dc * i  # c_t = f * c_{t-1} + i * g
+        dz = [di * i * (1.0 - i), df * f * (1.0 - f), dg * (1.0 - g**2), do * o * (1.0 - o)]  # σ' = σ (1 - σ)
+        return np.concatenate(dz, axis=1), dc * f
+
+
+CELLS: dict[str, type[Cell]] = {"RNN_TANH": Tanh, "RNN_RELU": Relu, "LSTM": LSTM}  # by torch's mode
 
 
 def _steps(x: Array, batch_sizes: Array | None, reverse: bool) -> list[RowIndex]:
@@ -147,57 +204,8 @@ def _accumulate_affine(dw: Weights, dz: Array, x: Array, h_prev: Array) -> None:
 # last state; backwards in time, one that has not begun keeps h0. Either way h is h_n after the last step.
 
 
-def elman_forward(
-    x: Array,  # (T,B|N,I)
-    h0: Array,  # (B,H)
-    w: Weights,
-    *,
-    nonlinearity: str = "tanh",
-    batch_sizes: Array | None = None,  # (T,) of a packed x
-    reverse: bool = False,
-) -> tuple[Array, Array, LayerTape]:
-    """One direction of an Elman layer (Elman 1990): returns y (T,B|N,H), h_n (B,H) and the tape."""
-    activations: dict[str, Callable[[Array], Array]] = {"tanh": tanh, "relu": relu}
-    activation = activations[nonlinearity]
-    h = h0.copy()
-    y = np.zeros(x.shape[:-1] + h.shape[1:])
-    steps = []
-    for at in _steps(x, batch_sizes, reverse):
-        x_t = x[at]
-        n = len(x_t)
-        h_prev = h[:n].copy()
-
-        h_t = activation(_affine(x_t, h_prev, w))
-
-        y[at] = h[:n] = h_t
-        steps.append(ElmanStep(at, x_t, h_prev, h_t))
-    return y, h, LayerTape(steps, w, x.shape, nonlinearity)
-
-
-def elman_backward(
-    tape: LayerTape,
-    dy: Array,  # (T,B|N,H)
-    dh_n: Array,  # (B,H)
-) -> tuple[Array, Array, Weights]:
-    """BPTT through `elman_forward`: returns dx (T,B|N,I), dh0 (B,H) and the gradients of the weights.
-
-    tanh' = 1 - h², relu' = 0 where h <= 0 and else 1: both are known from the output alone.
-    """
-    w = tape.w
-    dx, dh, dw = np.zeros(tape.x_shape), dh_n.copy(), _zeros_like(w)
-    for at, x, h_prev, h in reversed(tape.steps):
-        n = len(x)
-        dh_t = dh[:n] + dy[at]  # from step t+1, and from the output
-
-        dz = dh_t * (1.0 - h**2) if tape.nonlinearity == "tanh" else np.where(h <= 0, 0.0, dh_t)
-
-        dx[at] = dz @ w.w_ih
-        dh[:n] = dz @ w.w_hh
-        _accumulate_affine(dw, dz, x, h_prev)
-    return dx, dh, dw
-
-
-def lstm_forward(
+def layer_forward(
+    cell: type[Cell],
     x: Array,  # (T,B|N,I)
     h0: Array,  # (B,R)
     c0: Array,  # (B,H)
@@ -206,43 +214,37 @@ def lstm_forward(
     batch_sizes: Array | None = None,  # (T,) of a packed x
     reverse: bool = False,
 ) -> tuple[Array, Array, Array, LayerTape]:
-    """One direction of an LSTM layer (Hochreiter & Schmidhuber 1997; forget gate, Gers et al. 2000).
-
-    Projected if w.w_hr is given (Sak et al. 2014). Returns y (T,B|N,R), h_n (B,R), c_n (B,H) and the tape.
-    """
+    """One direction, projected if w.w_hr is given: returns y (T,B|N,R), h_n (B,R), c_n (B,H) and the tape."""
     h, c = h0.copy(), c0.copy()
     y = np.zeros(x.shape[:-1] + h.shape[1:])
     steps = []
     for at in _steps(x, batch_sizes, reverse):
         x_t = x[at]
         n = len(x_t)
-        h_prev, c_prev = h[:n].copy(), c[:n].copy()
+        h_prev = h[:n].copy()
 
-        i, f, g, o = np.split(_affine(x_t, h_prev, w), 4, axis=1)
-        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-        c_t = f * c_prev + i * g
-        m_t = o * tanh(c_t)
-        h_t = m_t if w.w_hr is None else m_t @ w.w_hr.T
+        m, c_t, saved = cell.forward(_affine(x_t, h_prev, w), c[:n].copy())
+        h_t = m if w.w_hr is None else m @ w.w_hr.T
 
         y[at] = h[:n] = h_t
         c[:n] = c_t
-        steps.append(LSTMStep(at, x_t, h_prev, c_prev, i, f, g, o, c_t, m_t))
-    return y, h, c, LayerTape(steps, w, x.shape)
+        steps.append(Step(at, x_t, h_prev, m, saved))
+    return y, h, c, LayerTape(cell, steps, w, x.shape)
 
 
-def lstm_backward(
+def layer_backward(
     tape: LayerTape,
     dy: Array,  # (T,B|N,R)
     dh_n: Array,  # (B,R)
     dc_n: Array,  # (B,H)
 ) -> tuple[Array, Array, Array, Weights]:
-    """BPTT through `lstm_forward`: returns dx (T,B|N,I), dh0 (B,R), dc0 (B,H) and the weights' gradients.
+    """BPTT through `layer_forward`: returns dx (T,B|N,I), dh0 (B,R), dc0 (B,H) and the gradients of the weights.
 
-    The pair (dL/dh_t, dL/dc_t) travels back in time. σ' = σ (1 - σ) and tanh' = 1 - tanh².
+    The pair (dL/dh_t, dL/dc_t) travels back in time.
     """
     w = tape.w
     dx, dh, dc, dw = np.zeros(tape.x_shape), dh_n.copy(), dc_n.copy(), _zeros_like(w)
-    for at, x, h_prev, c_prev, i, f, g, o, c, m in reversed(tape.steps):
+    for at, x, h_prev, m, saved in reversed(tape.steps):
         n = len(x)
         dh_t = dh[:n] + dy[at]  # from step t+1, and from the output
 
@@ -250,18 +252,10 @@ def lstm_backward(
         if w.w_hr is not None and dw.w_hr is not None:
             dm = dh_t @ w.w_hr
             dw.w_hr[...] += dh_t.T @ m
-
-        tanh_c = tanh(c)
-        do = dm * tanh_c  # m_t = o * tanh(c_t)
-        dc_t = dc[:n] + dm * o * (1.0 - tanh_c**2)
-        di, df, dg = dc_t * g, dc_t * c_prev, dc_t * i  # c_t = f * c_{t-1} + i * g
-        dz = np.concatenate(
-            [di * i * (1.0 - i), df * f * (1.0 - f), dg * (1.0 - g**2), do * o * (1.0 - o)], axis=1
-        )  # (n,4*H)
+        dz, dc[:n] = tape.cell.backward(saved, dm, dc[:n])
 
         dx[at] = dz @ w.w_ih
         dh[:n] = dz @ w.w_hh
-        dc[:n] = dc_t * f
         _accumulate_affine(dw, dz, x, h_prev)
     return dx, dh, dc, dw
 
@@ -299,7 +293,7 @@ def forward(
     """A stack of layers and directions; everything is converted to float64.
 
     Args:
-        mode: "RNN_TANH", "RNN_RELU" or "LSTM".
+        mode: one of CELLS, as torch names them.
         x: (T,B,I) padded, or (N,I) packed.
         batch_sizes: (T,) integers that never increase, for a packed x; None for a padded one.
         h0: (L*D,B,R), None for zeros.
@@ -312,16 +306,16 @@ def forward(
         y (T,B|N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) or None for Elman, and the tape for `backward`.
 
     Raises:
-        KeyError: mode is not one of the three.
+        KeyError: mode is not one of CELLS.
         ValueError: the number of weights fits no stack of that many layers and directions.
     """
     rows = np.asarray(x, dtype=np.float64)
-    L, D, G = num_layers, 2 if bidirectional else 1, GATES[mode]
+    L, D, cell = num_layers, 2 if bidirectional else 1, CELLS[mode]
     units = _split_weights([np.asarray(a, dtype=np.float64) for a in weights], L * D, has_bias)
     sizes = None if batch_sizes is None else np.asarray(batch_sizes)
     masks = None if dropout_masks is None else np.asarray(dropout_masks, dtype=np.float64)
     B = rows.shape[1] if sizes is None else int(sizes[0])
-    H, R = units[0].w_hh.shape[0] // G, units[0].w_hh.shape[1]
+    H, R = units[0].w_hh.shape[0] // cell.gates, units[0].w_hh.shape[1]
     h0 = np.zeros((L * D, B, R)) if h0 is None else np.asarray(h0, dtype=np.float64)
     c0 = np.zeros((L * D, B, H)) if c0 is None else np.asarray(c0, dtype=np.float64)
 
@@ -331,20 +325,16 @@ def forward(
         for direction in range(D):
             k = layer * D + direction
             reverse = direction == 1
-            if mode == "LSTM":
-                y, h_n[k], c_n[k], tape = lstm_forward(rows, h0[k], c0[k], units[k], batch_sizes=sizes, reverse=reverse)
-            else:
-                nonlinearity = "tanh" if mode == "RNN_TANH" else "relu"
-                y, h_n[k], tape = elman_forward(
-                    rows, h0[k], units[k], nonlinearity=nonlinearity, batch_sizes=sizes, reverse=reverse
-                )
+            y, h_n[k], c_n[k], tape = layer_forward(
+                cell, rows, h0[k], c0[k], units[k], batch_sizes=sizes, reverse=reverse
+            )
             outputs.append(y)
             tapes.append(tape)
         layers.append(tapes)
         rows = np.concatenate(outputs, axis=-1)  # (T,B|N,D*R)
         if masks is not None and layer < L - 1:
             rows = rows * masks[layer]
-    return rows, h_n, c_n if mode == "LSTM" else None, Tape(layers, masks)
+    return rows, h_n, c_n if cell.has_state else None, Tape(layers, masks)
 
 
 def backward(
@@ -356,7 +346,10 @@ def backward(
     """BPTT through `forward`: from dL/dy, dL/dh_n, dL/dc_n to the gradients of x, h0, c0 and every weight."""
     L, D = len(tape.layers), len(tape.layers[0])
     dh0 = np.zeros_like(dh_n)
-    dc0 = None if dc_n is None else np.zeros_like(dc_n)
+    first = tape.layers[0][0]
+    if dc_n is None:  # nothing reaches it, and without a state it is nothing
+        dc_n = np.zeros((*dh_n.shape[:2], first.w.w_hh.shape[0] // first.cell.gates))
+    dc0 = np.zeros_like(dc_n)
     dws: list[Weights] = []  # filled from the last unit to the first
 
     for layer in reversed(range(L)):
@@ -367,14 +360,13 @@ def backward(
         for direction in reversed(range(D)):
             k = layer * D + direction
             unit = tape.layers[layer][direction]
-            if dc_n is None or dc0 is None:
-                dx_k, dh0[k], dw = elman_backward(unit, dys[direction], dh_n[k])
-            else:
-                dx_k, dh0[k], dc0[k], dw = lstm_backward(unit, dys[direction], dh_n[k], dc_n[k])
+            dx_k, dh0[k], dc0[k], dw = layer_backward(unit, dys[direction], dh_n[k], dc_n[k])
             dx += dx_k  # both directions read the same input
             dws.append(dw)
         dy = dx
-    return Gradients(dy, dh0, dc0, [a for dw in reversed(dws) for a in dw if a is not None])
+    return Gradients(
+        dy, dh0, dc0 if first.cell.has_state else None, [a for dw in reversed(dws) for a in dw if a is not None]
+    )
 
 
 # ------------------------------------------------------------------------ echo state networks

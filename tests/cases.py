@@ -50,7 +50,7 @@ class Case:
 
     @property
     def G(self) -> int:
-        return reference.GATES[self.mode]
+        return reference.CELLS[self.mode].gates
 
     @property
     def R(self) -> int:

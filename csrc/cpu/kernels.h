@@ -14,21 +14,21 @@
 namespace rnnfast {
 
 // How the columns of a matrix product are cut into panels of up to 4 vectors.
-//   gates == 4: a panel holds one vector of units for each LSTM gate; column of (gate, unit) is gate*size + unit.
+//   gates > 1:  a panel holds one vector of units for each gate; the column of (gate, unit) is gate*size + unit.
 //   gates == 1: a panel holds neighbouring vectors; all panels have nearly the same width.
 struct Columns {
     int64_t size;    // columns of one gate
-    int gates;       // 1 or 4
+    int gates;       // 1 to 4
     int lanes;       // numbers in a vector
     int64_t panels;  // how many
 
     RNNFAST_INLINE int64_t vectors() const { return (size + lanes - 1) / lanes; }
-    RNNFAST_INLINE int64_t first_vector(int64_t panel) const { return gates == 4 ? panel : panel * vectors() / panels; }
+    RNNFAST_INLINE int64_t first_vector(int64_t panel) const { return gates > 1 ? panel : panel * vectors() / panels; }
     // Numbers that the packed panels of a (K, columns) matrix take.
     RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * K; }
 
-    static RNNFAST_INLINE Columns of_gates(int64_t size, int lanes) {
-        return {size, 4, lanes, (size + lanes - 1) / lanes};
+    static RNNFAST_INLINE Columns of_gates(int64_t size, int gates, int lanes) {
+        return {size, gates, lanes, (size + lanes - 1) / lanes};
     }
     // At least `min_panels` panels if there are that many vectors, so that as many threads can share the work.
     static RNNFAST_INLINE Columns of_matrix(int64_t size, int lanes, int64_t min_panels) {
@@ -67,82 +67,67 @@ struct DirectProduct {
     T* const* c;
 };
 
-// z = product, where the activated gates take its place, then the cell: c = f*c_prev + i*g, h = o*tanh(c).
+// One step of a cell, see csrc/cells: the gates take the place of z, then they meet the state. A cell whose gate is h
+// itself has its z in the rows of h, and neither state nor other rows.
 template <class T>
-struct LstmStep {
-    Product<T> product;      // into z rows (G,H); columns.of_gates
+struct Step {
+    Product<T> product;      // into z rows (G,H)
     const T* const* c_prev;  // rows (H)
     T* const* c;             // rows (H), may be c_prev
-    T* const* h;             // rows (H)
+    T* const* m;             // rows (H): h, or what is projected to h
 };
 
-// h = tanh or relu of the product, in place.
+// dm = product, then dz of the gates and dc of the step before.
 template <class T>
-struct ElmanStep {
-    Product<T> product;  // into h rows (H)
-    bool relu;
-};
-
-// dh = product, then dz of the gates and dc of the step before.
-template <class T>
-struct LstmStepBackward {
-    Product<T> product;      // into dh rows (H); K == 0: dh = init
+struct StepBackward {
+    Product<T> product;      // into dm rows (H); K == 0: dm = init
     const T* const* gates;   // rows (G,H), activated
     const T* const* c;       // rows (H)
     const T* const* c_prev;  // rows (H)
     T* const* dc;            // rows (H), in: dL/dc_t carried from t+1; out: dL/dc_{t-1}
-    T* const* dz;            // rows (G,H)
-    T* const* dc_all;        // rows (H), all of dL/dc_t, or nullptr
+    T* const* dz;            // rows (G,H), of one gate also the rows of dm
+    T* const* dc_total;      // rows (H), all of dL/dc_t, or nullptr: not wanted
 };
 
+// Tangents of one step: z_dot = product, then c_dot and m_dot.
 template <class T>
-struct ElmanStepBackward {
-    Product<T> product;  // into dz rows (H), where dh becomes dz
-    const T* const* h;   // rows (H)
-    T* const* dh_all;    // rows (H), all of dL/dh_t, or nullptr
-    bool relu;
-};
-
-// Tangents of one step: z_dot = product, then c_dot and h_dot by the derivative of the cell.
-template <class T>
-struct LstmStepTangent {
-    Product<T> product;          // into z_dot rows (G,H); columns.of_gates
+struct StepTangent {
+    Product<T> product;          // into z_dot rows (G,H), of one gate also the rows of m_dot
     const T* const* gates;       // rows (G,H), activated
-    const T* const* c;           // rows (H)
     const T* const* c_prev;      // rows (H)
     const T* const* c_dot_prev;  // rows (H)
     T* const* c_dot;             // rows (H)
-    T* const* m_dot;             // rows (H), of o * tanh(c)
-    // For the second derivative, or nullptr: the gradients of the tangents, as a backward pass has left them, and what
-    // comes of them for z and c.
-    const T* const* dc;     // rows (H), of c_dot
-    const T* const* dm;     // rows (H), of m_dot
-    T* const* z_bend;       // rows (G,H)
-    T* const* c_bend;       // rows (H)
-    T* const* c_bend_prev;  // rows (H), which is added to
+    T* const* m_dot;             // rows (H)
+};
+
+// The same for a second derivative, along the gradients that a backward pass has left for c_t and m_t: what
+// dL/dc_t c_dot_t + dL/dm_t m_dot_t changes by with z_t (or with h_t, if that is the gate), c_t and c_{t-1}.
+template <class T>
+struct StepSecond {
+    StepTangent<T> tangent;
+    const T* const* c;   // rows (H)
+    const T* const* dc;  // rows (H), all of dL/dc_t
+    const T* const* dm;  // rows (H)
+    T* const* d_gates;   // rows (G,H)
+    T* const* d_c;       // rows (H)
+    T* const* d_c_prev;  // rows (H), which is added to
 };
 
 // A step and its tangents together: the product is that of `step`, of n rows of values and then as many of tangents.
 template <class T>
-struct LstmStepDual {
-    LstmStep<T> step;
-    LstmStepTangent<T> tangent;  // without a product of its own
+struct StepDual {
+    Step<T> step;
+    StepTangent<T> tangent;  // without a product of its own
 };
 
+// What one instruction set does for one cell.
 template <class T>
-struct ElmanStepDual {
-    Product<T> product;  // into n rows of h (H) and n rows of h_dot (H)
-    bool relu;
-};
-
-template <class T>
-struct ElmanStepTangent {
-    Product<T> product;  // into z_dot rows (H)
-    const T* const* h;   // rows (H)
-    T* const* h_dot;     // rows (H)
-    bool relu;
-    const T* const* dh;  // rows (H), the gradient of h_dot, or nullptr
-    T* const* h_bend;    // rows (H), what comes of it for h
+struct CellKernels {
+    void (*step)(const Step<T>&);
+    void (*step_backward)(const StepBackward<T>&);
+    void (*step_tangent)(const StepTangent<T>&);
+    void (*step_second)(const StepSecond<T>&);
+    void (*step_dual)(const StepDual<T>&);
 };
 
 // Units of a reservoir: h = (1 - leak) h_prev + leak f(h + scale * sum) + noise, where `sum` is the recurrent product.
@@ -201,14 +186,7 @@ struct Kernels {
     void (*pack_rows)(const Columns&, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed);
     void (*product)(const Product<T>&);
     void (*direct_product)(const DirectProduct<T>&);
-    void (*lstm_step)(const LstmStep<T>&);
-    void (*elman_step)(const ElmanStep<T>&);
-    void (*lstm_step_backward)(const LstmStepBackward<T>&);
-    void (*elman_step_backward)(const ElmanStepBackward<T>&);
-    void (*lstm_step_tangent)(const LstmStepTangent<T>&);
-    void (*elman_step_tangent)(const ElmanStepTangent<T>&);
-    void (*lstm_step_dual)(const LstmStepDual<T>&);
-    void (*elman_step_dual)(const ElmanStepDual<T>&);
+    const CellKernels<T>* cells;  // by Cell::index
     void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
     void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
     void (*wide_reservoir_step)(const WideReservoirStep<T>&);

@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <atomic>
 
-#include "../rnnfast.h"
-#include "buffer.h"
-#include "kernels.h"
-#include "threads.h"
+#include "../../rnnfast.h"
+#include "../kernels.h"
+#include "../runtime/buffer.h"
+#include "../runtime/threads.h"
 
 namespace rnnfast {
 namespace {

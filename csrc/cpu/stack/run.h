@@ -1,14 +1,15 @@
-// What the forward and the backward run of a stack have in common: who does what, and where the rows are.
+// What all runs through a stack have in common: who does what, and where the rows are.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "buffer.h"
-#include "kernels.h"
-#include "plan.h"
+#include "../kernels.h"
+#include "../runtime/buffer.h"
+#include "../runtime/plan.h"
+#include "../runtime/threads.h"
+#include "layout.h"
 #include "sequence.h"
-#include "threads.h"
 
 namespace rnnfast {
 
@@ -48,6 +49,7 @@ protected:
           sequence(shape),
           N(sequence.N()),
           kernel(kernels<T>()),
+          cell(kernel.cells[shape.cell->index]),
           plan(choose_plan(shape, threads, kernel.tile_rows, kernel.lanes, sizeof(T))),
           zeros(std::max(R, s.H)),
           group_barriers(plan.directions * plan.row_groups) {
@@ -97,16 +99,22 @@ protected:
         return {columns.first_vector(panels.begin) * columns.lanes,
                 std::min(columns.size, columns.first_vector(panels.end) * columns.lanes)};
     }
-    int64_t sweep(int64_t l, int64_t d) const { return l * s.D + d; }
+    int64_t index(int64_t l, int64_t d) const { return l * s.D + d; }  // of a layer and direction among all
     // Sequence b of a (L*D,B,size) state, or of zeros.
     const T* state(const T* start, int64_t l, int64_t d, int64_t b, int64_t size) const {
-        return start ? start + (sweep(l, d) * s.B + b) * size : zeros.get();
+        return start ? start + (index(l, d) * s.B + b) * size : zeros.get();
     }
     // The row before (t, b) in a direction: of `rows` if the sequence ran then, else the initial state.
     const T* previous(const Direction& way, int64_t t, int64_t b, const T* rows, int64_t stride,
                       const T* initial) const {
         const int64_t before = t - way.stride();
         return b < sequence.size(before) ? rows + (sequence.row(before) + b) * stride : initial;
+    }
+
+    // Which gate a row of a product's columns belongs to: panels of one vector of units for each gate, or plain ones.
+    Columns gate_columns() const {
+        return G > 1 ? Columns::of_gates(s.H, int(G), kernel.lanes)
+                     : Columns::of_matrix(s.H, kernel.lanes, plan.splits);
     }
 
     // to = from * mask in some columns of this thread's rows; the pointers are to row 0, rows (D*R).
@@ -125,6 +133,7 @@ protected:
     const Sequence sequence;
     const int64_t N;
     const Kernels<T>& kernel;
+    const CellKernels<T>& cell;
     const Plan plan;
     Buffer<T> zeros;
     Barrier everyone;

@@ -1,7 +1,7 @@
 // The table of each instruction set, by name.
 #pragma once
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace rnnfast {
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <chrono>
 
-#include "../rnnfast.h"
-#include "kernels.h"
+#include "../../rnnfast.h"
+#include "../kernels.h"
 #include "threads.h"
 
 namespace rnnfast {

@@ -1,8 +1,8 @@
 // How the threads of one call share the work of a layer.
 #pragma once
 
-#include "../rnnfast.h"
-#include "kernels.h"
+#include "../../rnnfast.h"
+#include "../kernels.h"
 #include "threads.h"
 
 namespace rnnfast {

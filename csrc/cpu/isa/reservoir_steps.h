@@ -2,7 +2,7 @@
 // order for any number of rows, so that neither batches nor threads change a result.
 #pragma once
 
-#include "activations.h"
+#include "math.h"
 #include "tile.h"
 
 namespace rnnfast {
@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 inline Vec<T> activate(Unit unit, Vec<T> z) {
-    return unit == Unit::tanh ? tanh<T>(z) : unit == Unit::relu ? relu<T>(z) : z;
+    return unit == Unit::tanh ? tanh(z) : unit == Unit::relu ? relu(z) : z;
 }
 
 // h of n units from j on in row r; `sum` is their recurrent product.

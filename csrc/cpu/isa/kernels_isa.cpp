@@ -1,9 +1,9 @@
 // Compiled once per instruction set with its own flags; see CMakeLists.txt. Only what the table points to leaves this
 // file, and no code that other files share (a template of the standard library, say) may be instantiated here: the
 // linker could pick this copy, with instructions the CPU lacks, for everybody.
-#include "cells.h"
-#include "isa.h"
+#include "cell_steps.h"
 #include "reservoir_steps.h"
+#include "tables.h"
 
 namespace rnnfast {
 namespace {
@@ -38,36 +38,36 @@ int64_t burn(int64_t rounds) {
     return used ? rounds * chains * lanes_of<T> * 2 : 0;
 }
 
-template <class T>
-constexpr Kernels<T> table = {lanes_of<T>,
-                              max_tile_rows,
-                              pack_transposed<T>,
-                              pack_rows<T>,
-                              product<T>,
-                              direct_product<T>,
-                              lstm_step<T>,
-                              elman_step<T>,
-                              lstm_step_backward<T>,
-                              elman_step_backward<T>,
-                              lstm_step_tangent<T>,
-                              elman_step_tangent<T>,
-                              lstm_step_dual<T>,
-                              elman_step_dual<T>,
-                              dense_reservoir_step<T>,
-                              sparse_reservoir_step<T>,
-                              wide_reservoir_step<T>,
-                              add_rows<T>,
-                              burn<T>};
+template <class T, class List>
+struct Table;
+
+template <class T, class... Cells>
+struct Table<T, CellList<Cells...>> {
+    static constexpr CellKernels<T> cells[] = {{step<Cells, T>, step_backward<Cells, T>, step_tangent<Cells, T>,
+                                                step_second<Cells, T>, step_dual<Cells, T>}...};
+    static constexpr Kernels<T> all = {lanes_of<T>,
+                                       max_tile_rows,
+                                       pack_transposed<T>,
+                                       pack_rows<T>,
+                                       product<T>,
+                                       direct_product<T>,
+                                       cells,
+                                       dense_reservoir_step<T>,
+                                       sparse_reservoir_step<T>,
+                                       wide_reservoir_step<T>,
+                                       add_rows<T>,
+                                       burn<T>};
+};
 
 }  // namespace
 
 template <>
 const Kernels<float>* RNNFAST_ISA_TABLE<float>() {
-    return &table<float>;
+    return &Table<float, AllCells>::all;
 }
 template <>
 const Kernels<double>* RNNFAST_ISA_TABLE<double>() {
-    return &table<double>;
+    return &Table<double, AllCells>::all;
 }
 
 }  // namespace rnnfast

@@ -2,8 +2,8 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "../rnnfast.h"
-#include "isa.h"
+#include "../../rnnfast.h"
+#include "../isa/tables.h"
 
 namespace rnnfast {
 namespace {

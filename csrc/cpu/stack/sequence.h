@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "../rnnfast.h"
-#include "threads.h"
+#include "../../rnnfast.h"
+#include "../runtime/threads.h"
 
 namespace rnnfast {
 

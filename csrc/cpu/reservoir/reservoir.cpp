@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "../rnnfast.h"
-#include "buffer.h"
-#include "kernels.h"
-#include "threads.h"
+#include "../../rnnfast.h"
+#include "../kernels.h"
+#include "../runtime/buffer.h"
+#include "../runtime/threads.h"
 
 namespace rnnfast {
 namespace {

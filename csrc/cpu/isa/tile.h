@@ -1,7 +1,7 @@
 // The matrix product under everything: MR rows times NV vectors of columns held in registers while k runs.
 #pragma once
 
-#include "kernels.h"
+#include "../kernels.h"
 #include "vector.h"
 
 namespace rnnfast {
@@ -90,14 +90,14 @@ struct Panel {
         const int64_t first = columns.first_vector(panel);
         const int64_t end = columns.first_vector(panel + 1);
         column = first * columns.lanes;
-        vectors = columns.gates == 4 ? 4 : int(end - first);
-        stride = columns.gates == 4 ? columns.size : columns.lanes;
+        vectors = columns.gates > 1 ? columns.gates : int(end - first);
+        stride = columns.gates > 1 ? columns.size : columns.lanes;
         const int64_t left = columns.size - (end - 1) * columns.lanes;
         last_lanes = int(left < columns.lanes ? left : columns.lanes);
         offset = column * columns.gates;
     }
     int lanes(const Columns& columns, int v) const {
-        return columns.gates == 4 || v == vectors - 1 ? last_lanes : columns.lanes;
+        return columns.gates > 1 || v == vectors - 1 ? last_lanes : columns.lanes;
     }
 };
 

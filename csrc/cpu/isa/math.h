@@ -63,7 +63,7 @@ inline Power<T> split_exp(Vec<T> x) {
 }
 
 template <class T>
-inline Vec<T> sigmoid(Vec<T> x) {
+inline Vec<T> sigmoid_of(Vec<T> x) {
     using C = ExpConstants<T>;
     Vec<T> minus = -x;
     minus = minus > C::largest ? splat<T>(C::largest) : minus;
@@ -73,7 +73,7 @@ inline Vec<T> sigmoid(Vec<T> x) {
 }
 
 template <class T>
-inline Vec<T> tanh(Vec<T> x) {
+inline Vec<T> tanh_of(Vec<T> x) {
     using C = ExpConstants<T>;
     x = x > C::tanh_saturates ? splat<T>(C::tanh_saturates) : x;
     x = x < -C::tanh_saturates ? splat<T>(-C::tanh_saturates) : x;
@@ -82,10 +82,16 @@ inline Vec<T> tanh(Vec<T> x) {
     return expm1 / (expm1 + T(2));
 }
 
-template <class T>
-inline Vec<T> relu(Vec<T> x) {
-    return x < T(0) ? Vec<T>{} : x;
-}
+// The functions that a cell is written with, see cells/number.h. Those of NaN are NaN.
+inline Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
+inline Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
+inline Vec<float> tanh(Vec<float> x) { return tanh_of<float>(x); }
+inline Vec<double> tanh(Vec<double> x) { return tanh_of<double>(x); }
+inline Vec<float> relu(Vec<float> x) { return x < 0 ? Vec<float>{} : x; }
+inline Vec<double> relu(Vec<double> x) { return x < 0 ? Vec<double>{} : x; }
+// v where h > 0 or is NaN, else 0
+inline Vec<float> if_positive(Vec<float> h, Vec<float> v) { return h <= 0 ? Vec<float>{} : v; }
+inline Vec<double> if_positive(Vec<double> h, Vec<double> v) { return h <= 0 ? Vec<double>{} : v; }
 
 }  // namespace
 }  // namespace rnnfast

@@ -1,0 +1,16 @@
+// The cells that there are. Everything else reads this list: kernel tables, layouts, bindings, Python.
+#pragma once
+
+#include "elman.h"
+#include "lstm.h"
+
+namespace rnnfast {
+namespace {
+
+template <class... Cells>
+struct CellList {};
+
+using AllCells = CellList<Elman<Tanh>, Elman<Relu>, Lstm>;
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,240 @@
+// Back-propagation through time of a stack: layer by layer from the top, the sweep backwards through the steps gives
+// dz, and Products does the rest.
+#include "products.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+class BackwardRun : public Products<T> {
+    using Products<T>::s, Products<T>::R, Products<T>::N, Products<T>::sequence, Products<T>::kernel, Products<T>::cell,
+        Products<T>::plan, Products<T>::everyone, Products<T>::group_barriers, Products<T>::trace, Products<T>::dropout,
+        Products<T>::gradients, Products<T>::GH, Products<T>::units, Products<T>::outputs, Products<T>::scratch;
+
+public:
+    // adjoints: as in backward().
+    BackwardRun(const Shape& shape, const Past<T>& past, const Cotangents<T>& cotangents, const Gradients<T>& gradients,
+                T* adjoints, int threads)
+        : Products<T>(shape, trace_of(past, ReserveLayout::of_forward(shape, shape.rows())), past.parameters,
+                      past.dropout, gradients, threads),
+          cotangents(cotangents) {
+        const AdjointLayout at(s, N);
+        if (adjoints) {
+            to = {adjoints + at.dz, adjoints + at.dm, adjoints + at.dc, adjoints + at.dh, at.dz_stride, true};
+        } else {
+            const int64_t dz_size = s.D * N * at.dz_stride, dm_size = dm_is_dz() ? 0 : s.D * s.B * s.H;
+            own = Buffer<T>(dz_size + dm_size + s.D * N * s.P);
+            to = {own.get(), own.get() + dz_size, nullptr, own.get() + dz_size + dm_size, at.dz_stride, false};
+        }
+        this->adjoints = {to.dz, to.dm, to.dc, to.dh, to.dz_stride, to.all};
+        if (s.cell->has_state) dc = Buffer<T>(s.D * s.B * s.H);
+        for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) d_hidden[i] = Buffer<T>(N * s.D * R);
+        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(s.B));
+    }
+
+private:
+    // Row pointers of one thread.
+    struct Rows {
+        explicit Rows(int64_t n) : gates(n), c(n), c_prev(n), dc(n), dz(n), dc_total(n) {}
+        Buffer<const T*> gates, c, c_prev;
+        Buffer<T*> dc, dz, dc_total;
+    };
+
+    void work(const Share& my) override {
+        for (int64_t l = s.L - 1; l >= 0; --l) {
+            this->pack(l, my.thread);
+            everyone.wait();
+            for (int64_t d = my.directions.begin; d < my.directions.end; ++d) sweep(my, l, d);
+            this->drop(l, my.thread);
+            everyone.wait();
+            for (int64_t d = my.directions.begin; d < my.directions.end; ++d) this->initial_output_gradient(my, l, d);
+            if (this->wants_input(l)) input_gradient(l, my.thread);
+            for (int64_t d = 0; d < s.D; ++d) this->weight_gradients(l, d, my.thread);
+            if (l > 0) everyone.wait();
+        }
+    }
+
+    void sweep(const Share& my, int64_t l, int64_t d) {
+        const Direction way = this->direction(d);
+        const Range columns = this->columns_of(units, this->my_panels(my, units));
+        if (s.cell->has_state)
+            for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
+                copy_columns(dc_row(d, b), this->state(cotangents.c_n, l, d, b, s.H), columns);
+        for (int64_t step = s.T - 1; step >= 0; --step) {
+            const int64_t t = way.time(step);
+            const Range batch = this->my_rows(my, t);
+            // Sequences that run at the next step, too, get dz from there; the others end here.
+            const int64_t ended = std::max(batch.begin, std::min(batch.end, sequence.size(t + way.stride())));
+            if (cotangents.c) add_to_dc(my, l, d, t);
+            output_step(my, l, d, t, {batch.begin, ended}, true);
+            output_step(my, l, d, t, {ended, batch.end}, false);
+            if (s.P) {
+                group_barriers[my.group].wait();
+                cell_step(my, l, d, t, batch, unproject(my, l, d, t, batch));
+            }
+            if (cotangents.z) add_to_dz(my, l, d, t);
+            group_barriers[my.group].wait();
+        }
+        if (gradients.c0)  // dc is now that of c_0
+            for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
+                copy_columns(gradients.c0 + (this->index(l, d) * s.B + b) * s.H, dc_row(d, b), columns);
+    }
+
+    // dL/dh_t of the sequences in `batch`: from y_t and, carried on, from z_{t+1} (or h_n); then through the cell.
+    void output_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, bool carried) {
+        if (batch.begin >= batch.end) return;
+        const Direction way = this->direction(d);
+        auto& at = scratch[my.thread];
+        const T* dy = output_gradient(l);
+        const Range panels = this->my_panels(my, outputs);
+        const Range columns = this->columns_of(outputs, panels);
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+            const int64_t row = sequence.row(t) + b;
+            at.to[n] = s.P ? to.dh + (this->first_row(l, d) + row) * s.P : dm_row(l, d, row, b);
+            at.init[n] = dy ? dy + (row * s.D + d) * R : nullptr;
+            if (carried) {
+                at.a[n] = dz_row(l, d, sequence.row(t + way.stride()) + b);
+            } else {
+                const T* dh_n = this->state(cotangents.h_n, l, d, b, R);
+                for (int64_t j = columns.begin; j < columns.end; ++j)
+                    at.to[n][j] = dh_n[j] + (dy ? at.init[n][j] : T(0));
+                at.init[n] = at.to[n];
+            }
+        }
+        const Product<T> product{n,
+                                 carried ? GH : 0,
+                                 at.a.get(),
+                                 1,
+                                 outputs,
+                                 panels.begin,
+                                 panels.end,
+                                 this->h.get() + d * outputs.packed(GH),
+                                 dy || !carried ? at.init.get() : nullptr,
+                                 at.to.get()};
+        if (s.P)
+            kernel.product(product);
+        else
+            cell_step(my, l, d, t, batch, product);
+    }
+
+    // dm = dh W_hr
+    Product<T> unproject(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch) {
+        auto& at = scratch[my.thread];
+        const Range panels = this->my_panels(my, units);
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+            const int64_t row = sequence.row(t) + b;
+            at.a[n] = this->dh_row(l, d, row);
+            if (cotangents.m) at.init[n] = cotangents.m + (this->index(l, d) * N + row) * s.H;
+            at.to[n] = dm_row(l, d, row, b);
+        }
+        return {n,
+                s.P,
+                at.a.get(),
+                1,
+                units,
+                panels.begin,
+                panels.end,
+                this->hr.get() + d * units.packed(s.P),
+                cotangents.m ? at.init.get() : nullptr,
+                at.to.get()};
+    }
+
+    // From the product, dm, to dz and dL/dc_{t-1}.
+    void cell_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, const Product<T>& product) {
+        const Direction way = this->direction(d);
+        Rows& at = rows[my.thread];
+        const int64_t i = this->index(l, d);
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+            const int64_t row = sequence.row(t) + b;
+            at.gates[n] = trace.gates(s, N, l, d, row);
+            at.dz[n] = dz_row(l, d, row);
+            if (!s.cell->has_state) continue;
+            const T* c = trace.c(s, N, i);
+            at.c[n] = c + row * s.H;
+            at.c_prev[n] = this->previous(way, t, b, c, s.H, this->state(trace.c0, l, d, b, s.H));
+            at.dc[n] = dc_row(d, b);
+            if (to.all) at.dc_total[n] = to.dc + (i * N + row) * s.H;
+        }
+        cell.step_backward({product, at.gates.get(), at.c.get(), at.c_prev.get(), at.dc.get(), at.dz.get(),
+                            to.all ? at.dc_total.get() : nullptr});
+    }
+
+    // Adds what reaches z_t from elsewhere than the outputs to the dz that this thread has just written.
+    void add_to_dz(const Share& my, int64_t l, int64_t d, int64_t t) {
+        const Range columns = this->columns_of(units, this->my_panels(my, units));
+        const Range batch = this->my_rows(my, t);
+        for (int64_t b = batch.begin; b < batch.end; ++b) {
+            const int64_t row = sequence.row(t) + b;
+            const T* z = cotangents.z + (this->index(l, d) * N + row) * GH;
+            T* dz = dz_row(l, d, row);
+            for (int64_t gate = 0; gate < GH; gate += s.H)
+                for (int64_t j = gate + columns.begin; j < gate + columns.end; ++j) dz[j] += z[j];
+        }
+    }
+
+    // Adds what reaches c_t from elsewhere, before the step that carries it on.
+    void add_to_dc(const Share& my, int64_t l, int64_t d, int64_t t) {
+        const Range columns = this->columns_of(units, this->my_panels(my, units));
+        const Range batch = this->my_rows(my, t);
+        const T* c = cotangents.c + (this->index(l, d) * N + sequence.row(t)) * s.H;
+        for (int64_t b = batch.begin; b < batch.end; ++b)
+            for (int64_t j = columns.begin; j < columns.end; ++j) dc_row(d, b)[j] += c[b * s.H + j];
+    }
+
+    void input_gradient(int64_t l, int thread) {
+        const int64_t size = N * s.input(l);
+        T* const dx = l ? d_hidden[(l - 1) % 2].get() : gradients.x;
+        const T* const more = l && cotangents.hidden ? cotangents.hidden + (l - 1) * size : nullptr;
+        Products<T>::input_gradient(l, thread, dx, false, [&](const Range& all) {
+            if (more) add_columns(dx, more, all);
+        });
+    }
+
+    void add_biases(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread) override {
+        if (!to.b_ih && !to.b_hh) return;
+        auto& at = scratch[thread];
+        const Range mine = Range::part(GH, thread, plan.threads());
+        const auto row_of = [&](int64_t r) { return Products<T>::dz_row(l, d, at.block[r].row); };
+        const auto [left, stride] = this->together(at, n, mine, row_of, this->to.dz_stride);
+        for (T* bias : {to.b_ih, to.b_hh})
+            if (bias) kernel.add_rows(n, left, stride, mine.end - mine.begin, bias + mine.begin);
+    }
+
+    // One gate and nothing that outlives the step: its dm becomes dz where it is.
+    bool dm_is_dz() const { return s.gates() == 1; }
+    T* dz_row(int64_t l, int64_t d, int64_t row) const { return to.dz + (this->first_row(l, d) + row) * to.dz_stride; }
+    T* dm_row(int64_t l, int64_t d, int64_t row, int64_t b) const {
+        if (to.all) return to.dm + (this->first_row(l, d) + row) * s.H;
+        return dm_is_dz() ? dz_row(l, d, row) : to.dm + (d * s.B + b) * s.H;
+    }
+    T* dc_row(int64_t d, int64_t b) const { return dc.get() + (d * s.B + b) * s.H; }
+    const T* output_gradient(int64_t l) const {  // (N,D*R) or nullptr
+        return l == s.L - 1 ? cotangents.y : d_hidden[l % 2].get();
+    }
+
+    const Cotangents<T>& cotangents;
+    AdjointRows<T*> to;
+    Buffer<T> own;           // of `to`, where nobody wants it
+    Buffer<T> dc;            // (D,B,H), of the step at hand
+    Buffer<T> d_hidden[2];   // (N,D*R), dL/d output of the lower layers, by turns
+    std::vector<Rows> rows;  // [threads]
+};
+
+}  // namespace
+
+template <class T>
+void backward(const Shape& shape, const Past<T>& past, const Cotangents<T>& cotangents, const Gradients<T>& gradients,
+              T* adjoints, int threads) {
+    run_with(threads,
+             [&](int n) { return std::make_unique<BackwardRun<T>>(shape, past, cotangents, gradients, adjoints, n); });
+}
+
+template void backward<float>(const Shape&, const Past<float>&, const Cotangents<float>&, const Gradients<float>&,
+                              float*, int);
+template void backward<double>(const Shape&, const Past<double>&, const Cotangents<double>&, const Gradients<double>&,
+                               double*, int);
+
+}  // namespace rnnfast

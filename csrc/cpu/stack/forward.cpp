@@ -1,0 +1,262 @@
+// The forward pass of a stack, alone or with the tangents of x, h0 and c0, whose rows go through the same products,
+// after those of the values.
+#include "time_run.h"
+
+namespace rnnfast {
+namespace {
+
+// Up to here (a streaming step, say) the weights are read where they lie: to pack them would take longer.
+constexpr int64_t direct_rows = 8;
+
+template <class T>
+class ForwardRun : public TimeRun<T> {
+    using TimeRun<T>::s, TimeRun<T>::R, TimeRun<T>::G, TimeRun<T>::N, TimeRun<T>::sequence, TimeRun<T>::kernel,
+        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::gates, TimeRun<T>::projected,
+        TimeRun<T>::chunk_steps;
+
+public:
+    // dot: the tangents to take along, or nullptr.
+    ForwardRun(const Shape& shape, const Forward<T>& call, const Tangent<T>* dot, int threads)
+        : TimeRun<T>(shape, threads, dot ? 2 : 1),
+          call(call),
+          dot(dot),
+          halves(dot ? 2 : 1),
+          reserve(ReserveLayout::of_forward(shape, N)),
+          direct(N <= direct_rows && !dot) {
+        const int64_t rows_of_chunk = chunk_steps * halves * this->group_size();
+        const bool inference = !call.reserve;
+        for (int64_t i = 0; i < s.L * s.D; ++i)
+            weights.push_back(this->room_for(direct ? Parameters<const T*>{} : call.parameters[i], s.input(i / s.D), R,
+                                             gates, projected, s.H));
+        if (inference && s.cell->saves_gates)
+            for (int g = 0; g < plan.directions * plan.row_groups; ++g)
+                z_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+        if (inference && s.P) m_step = Buffer<T>(halves * s.D * s.B * s.H);
+        for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) {
+            if (inference) hidden[i] = Buffer<T>(halves * N * s.D * R);
+            if (call.dropout) dropped[i] = Buffer<T>(halves * N * s.D * R);
+        }
+        if (dot) {
+            const int64_t widest = std::max({s.I, s.D * R, G * s.H});
+            nothing = Buffer<T>(widest);
+            std::fill_n(nothing.get(), widest, T(0));
+            if (s.cell->has_state) states = Buffer<T>(s.D * N * s.H);
+        }
+        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk));
+    }
+
+private:
+    // Row pointers of one thread.
+    struct Rows {
+        explicit Rows(int64_t n) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), m(n), y(n), c_dot(n) {}
+        Buffer<const T*> x, bias, h_prev, c_prev;
+        Buffer<T*> z, c, m, y, c_dot;
+    };
+
+    void prepare(int thread) override {
+        for (int64_t i = 0; i < s.L * s.D; ++i) this->pack(call.parameters[i], s.input(i / s.D), thread, weights[i]);
+    }
+
+    // Of values (half 0) and of tangents (half 1).
+    const T* input(int64_t l, int half) const {
+        if (l == 0) return half ? dot->x : call.x;
+        return call.dropout ? dropped[(l - 1) % 2].get() + half * N * s.D * R : output(l - 1, half);
+    }
+    T* output(int64_t l, int half) const {
+        if (l == s.L - 1) return half ? dot->y : call.y;
+        return call.reserve ? call.reserve + reserve.hidden + l * N * s.D * R
+                            : hidden[l % 2].get() + half * N * s.D * R;
+    }
+
+    // Inference carries the states in c_n, and so are those of tangents.
+    void start_sweep(const Share& my, int64_t l, int64_t d, const Range& units) override {
+        if (!s.cell->has_state || call.reserve) return;
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
+            const int64_t at = (this->index(l, d) * s.B + b) * s.H;
+            copy_columns(call.c_n + at, this->state(call.c0, l, d, b, s.H), units);
+            if (dot) copy_columns(dot->c_n + at, this->state(dot->c0, l, d, b, s.H), units);
+        }
+    }
+
+    // z = W_ih x + b of the steps of a chunk. Leaves their z rows, step after step, in rows.z.
+    void start_chunk(const Share& my, int64_t l, int64_t d, int64_t step0, int64_t step1,
+                     const Range& panels) override {
+        const Direction way = this->direction(d);
+        const int64_t I = s.input(l);
+        const PackedWeights<T>& w = weights[this->index(l, d)];
+        Rows& to = rows[my.thread];
+        int64_t n = 0;
+        for (int64_t step = step0; step < step1; ++step)
+            for (int half = 0; half < halves; ++half)
+                this->for_rows(my, way, step, step + 1, [&](int64_t t, int64_t b) {
+                    const int64_t row = sequence.row(t) + b;
+                    to.x[n] = input(l, half) ? input(l, half) + row * I : nothing.get();
+                    to.bias[n] = half ? nothing.get() : w.bias.get();
+                    to.z[n] = z_row(my, l, d, row, half, n);
+                    ++n;
+                });
+        if (!direct)
+            kernel.product(
+                {n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
+    }
+
+    // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
+    T* z_row(const Share& my, int64_t l, int64_t d, int64_t row, int half, int64_t n) const {
+        if (!s.cell->saves_gates) return output(l, half) + (row * s.D + d) * R;
+        if (!call.reserve) return z_chunk[my.group].get() + n * G * s.H;
+        return call.reserve + reserve.gates + (this->index(l, d) * N + row) * G * s.H;
+    }
+
+    int64_t take_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first,
+                      const Range& panels) override {
+        const Direction way = this->direction(d);
+        const int64_t t = way.time(step), i = this->index(l, d);
+        Rows& to = rows[my.thread];
+        const int64_t count = h_previous(my, way, l, d, t, to);
+        if (s.cell->has_state) state_rows(my, way, l, d, t, to);
+        const Range batch = this->my_rows(my, t);
+        int64_t n = 0;
+        for (int half = 0; half < halves; ++half)
+            for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+                const int64_t row = sequence.row(t) + b;
+                to.y[n] = output(l, half) + (row * s.D + d) * R;
+                to.m[n] = !s.P           ? to.y[n]
+                          : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
+                                         : m_step.get() + ((half * s.D + d) * s.B + b) * s.H;
+            }
+        const Step<T> values{recurrence(l, d, to, count, first, panels), to.c_prev.get(), to.c.get(), to.m.get()};
+        if (dot) {
+            const StepTangent<T> tangents{
+                {}, values.product.c, values.c_prev, to.c_dot.get(), to.c_dot.get(), values.m + count / halves};
+            cell.step_dual({values, tangents});
+        } else {
+            cell.step(values);
+        }
+        if (s.P) project(my, i, count);
+        return count;
+    }
+
+    // h_{t-1} of the rows of step t, into to.h_prev; -> how many
+    int64_t h_previous(const Share& my, const Direction& way, int64_t l, int64_t d, int64_t t, Rows& to) const {
+        const Range batch = this->my_rows(my, t);
+        int64_t n = 0;
+        for (int half = 0; half < halves; ++half)
+            for (int64_t b = batch.begin; b < batch.end; ++b) {
+                const T* h0 = this->state(half ? dot->h0 : call.h0, l, d, b, R);
+                to.h_prev[n++] = this->previous(way, t, b, output(l, half) + d * R, s.D * R, h0);
+            }
+        return n;
+    }
+
+    // Where c_{t-1}, c_t and c_dot of the rows of step t are.
+    void state_rows(const Share& my, const Direction& way, int64_t l, int64_t d, int64_t t, Rows& to) const {
+        const Range batch = this->my_rows(my, t);
+        T* const history = state_history(l, d);
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+            const int64_t state = (this->index(l, d) * s.B + b) * s.H;
+            to.c_prev[n] = to.c[n] = call.c_n + state;
+            if (history) {
+                to.c_prev[n] = this->previous(way, t, b, history, s.H, this->state(call.c0, l, d, b, s.H));
+                to.c[n] = history + (sequence.row(t) + b) * s.H;
+            }
+            if (dot) to.c_dot[n] = dot->c_n + state;
+        }
+    }
+
+    // The product of a step: z += W_hh h_{t-1}. Direct: computes all of z now and returns an empty product.
+    Product<T> recurrence(int64_t l, int64_t d, Rows& to, int64_t n, int64_t first, const Range& panels) const {
+        const int64_t i = this->index(l, d);
+        T** z = to.z.get() + first;
+        if (direct) {
+            const Parameters<const T*>& p = call.parameters[i];
+            kernel.direct_product({n,
+                                   {s.input(l), R},
+                                   {to.x.get() + first, to.h_prev.get()},
+                                   {p.w_ih, p.w_hh},
+                                   gates,
+                                   panels.begin,
+                                   panels.end,
+                                   to.bias.get(),
+                                   z});
+        }
+        return {n, direct ? 0 : R, to.h_prev.get(), 1, gates, panels.begin, panels.end, weights[i].h.get(), z, z};
+    }
+
+    // y = W_hr m, of all parts of the units.
+    void project(const Share& my, int64_t i, int64_t n) {
+        group_barriers[my.group].wait();
+        Rows& to = rows[my.thread];
+        const Range r = this->my_panels(my, projected);
+        if (direct)
+            kernel.direct_product({n,
+                                   {s.H, 0},
+                                   {to.m.get(), nullptr},
+                                   {call.parameters[i].w_hr, nullptr},
+                                   projected,
+                                   r.begin,
+                                   r.end,
+                                   nullptr,
+                                   to.y.get()});
+        else
+            kernel.product(
+                {n, s.H, to.m.get(), 1, projected, r.begin, r.end, weights[i].hr.get(), nullptr, to.y.get()});
+    }
+
+    // The states of all steps of a sweep (N,H), or nullptr: not at hand.
+    T* state_history(int64_t l, int64_t d) const {
+        if (call.reserve) return call.reserve + reserve.c + this->index(l, d) * N * s.H;
+        return dot ? states.get() + d * N * s.H : nullptr;
+    }
+
+    // Final states, and the output of this layer scaled by dropout for the next one.
+    void finish_sweep(const Share& my, int64_t l, int64_t d, const Range& units, const Range& outputs) override {
+        const Direction way = this->direction(d);
+        const int64_t i = this->index(l, d);
+        const T* const history = s.cell->has_state ? state_history(l, d) : nullptr;
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
+            const int64_t t = way.end(b), row = sequence.row(t) + b;
+            for (int half = 0; half < halves; ++half)
+                copy_columns((half ? dot->h_n : call.h_n) + (i * s.B + b) * R, output(l, half) + (row * s.D + d) * R,
+                             outputs);
+            if (history) copy_columns(call.c_n + (i * s.B + b) * s.H, history + row * s.H, units);
+        }
+        if (call.dropout && l < s.L - 1)
+            for (int half = 0; half < halves; ++half)
+                this->drop_columns(my, dropped[l % 2].get() + half * N * s.D * R + d * R, output(l, half) + d * R,
+                                   call.dropout + l * N * s.D * R + d * R, outputs);
+    }
+
+    const Forward<T>& call;
+    const Tangent<T>* const dot;  // or nullptr
+    const int halves;             // of the rows: values, and tangents if there are any
+    const ReserveLayout reserve;
+    const bool direct;
+    std::vector<PackedWeights<T>> weights;  // [L*D]
+    std::vector<Buffer<T>> z_chunk;         // [groups], inference: rows (G,H) of one chunk
+    Buffer<T> m_step;                       // (halves,D,B,H), inference: output of the cell before W_hr
+    Buffer<T> hidden[2];                    // (halves,N,D*R), inference: output of the layer below, by turns
+    Buffer<T> dropped[2];                   // (halves,N,D*R), the same after dropout
+    Buffer<T> states;                       // (D,N,H), with tangents, which need c_{t-1} beside c_t
+    Buffer<T> nothing;                      // zeros: tangents that are not given, and of the biases
+    std::vector<Rows> rows;                 // [threads]
+};
+
+}  // namespace
+
+template <class T>
+void forward(const Shape& shape, const Forward<T>& call, int threads) {
+    run_with(threads, [&](int n) { return std::make_unique<ForwardRun<T>>(shape, call, nullptr, n); });
+}
+
+template <class T>
+void forward_dual(const Shape& shape, const Forward<T>& call, const Tangent<T>& dot, int threads) {
+    run_with(threads, [&](int n) { return std::make_unique<ForwardRun<T>>(shape, call, &dot, n); });
+}
+
+template void forward<float>(const Shape&, const Forward<float>&, int);
+template void forward<double>(const Shape&, const Forward<double>&, int);
+template void forward_dual<float>(const Shape&, const Forward<float>&, const Tangent<float>&, int);
+template void forward_dual<double>(const Shape&, const Forward<double>&, const Tangent<double>&, int);
+
+}  // namespace rnnfast

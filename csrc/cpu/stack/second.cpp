@@ -1,0 +1,190 @@
+// The second derivative: forward mode, which takes along what its tangents and the adjoints of the backward pass make
+// of the saved z and c; then the products of a backward pass with tangents in the place of inputs and weights:
+//   dx = dz W_ih_dot, dW = dz^T [x_dot, h_dot], and dz W_hh_dot for h.
+#include "products.h"
+#include "tangent_run.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+T* d_output(const Shape& s, int64_t N, const SavedGradients<T>& to, int64_t l) {  // (N,D*R)
+    return l == s.L - 1 ? to.y : to.hidden + l * N * s.D * s.recurrent();
+}
+
+template <class T>
+class SecondTangentRun : public TangentRun<T> {
+    using TangentRun<T>::s, TangentRun<T>::R, TangentRun<T>::G, TangentRun<T>::N, TangentRun<T>::sequence,
+        TangentRun<T>::cell, TangentRun<T>::plan, TangentRun<T>::zeros, TangentRun<T>::trace;
+
+public:
+    // d_c0: (L*D,B,H) or nullptr: not wanted.
+    SecondTangentRun(const Shape& shape, const Past<T>& past, const T* adjoints, const Tangent<T>& dot, T* d_c0,
+                     const SavedGradients<T>& to, T* saved, int threads)
+        : TangentRun<T>(shape, past, dot, nullptr, saved, threads), adjoints(adjoints), d_c0(d_c0), at(s, N), to(to) {
+        if (!d_c0 && s.cell->has_state) own_d_c0 = Buffer<T>(s.L * s.D * s.B * s.H);
+        for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(s.B));
+    }
+
+private:
+    struct Rows {
+        explicit Rows(int64_t n) : c(n), dc(n), dm(n), d_gates(n), d_c(n), d_c_prev(n) {}
+        Buffer<const T*> c, dc, dm;
+        Buffer<T*> d_gates, d_c, d_c_prev;
+    };
+
+    void start_sweep(const Share& my, int64_t l, int64_t d, const Range& units) override {
+        if (!s.cell->has_state) return;
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
+            copy_columns(initial_d_c() + (this->index(l, d) * s.B + b) * s.H, zeros.get(), units);
+    }
+
+    void cell_step(const Share& my, int64_t l, int64_t d, int64_t t, const StepTangent<T>& step) override {
+        const Direction way = this->direction(d);
+        const Range batch = this->my_rows(my, t);
+        const int64_t i = this->index(l, d), before = t - way.stride();
+        Rows& row = rows[my.thread];
+        int64_t n = 0;
+        for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
+            const int64_t r = i * N + sequence.row(t) + b;
+            row.dm[n] = adjoints + at.dm + r * s.H;
+            row.d_gates[n] =
+                s.cell->saves_gates ? to.z + r * G * s.H : d_output(s, N, to, l) + ((r - i * N) * s.D + d) * R;
+            if (!s.cell->has_state) continue;
+            row.c[n] = trace.c(s, N, 0) + r * s.H;
+            row.dc[n] = adjoints + at.dc + r * s.H;
+            row.d_c[n] = to.c + r * s.H;
+            row.d_c_prev[n] = b < sequence.size(before) ? to.c + (i * N + sequence.row(before) + b) * s.H
+                                                        : initial_d_c() + (i * s.B + b) * s.H;
+        }
+        cell.step_second(
+            {step, row.c.get(), row.dc.get(), row.dm.get(), row.d_gates.get(), row.d_c.get(), row.d_c_prev.get()});
+    }
+
+    T* initial_d_c() const { return d_c0 ? d_c0 : own_d_c0.get(); }
+
+    const T* const adjoints;
+    T* const d_c0;
+    const AdjointLayout at;
+    const SavedGradients<T>& to;
+    Buffer<T> own_d_c0;
+    std::vector<Rows> rows;  // [threads]
+};
+
+template <class T>
+class SecondProducts : public Products<T> {
+    using Products<T>::s, Products<T>::R, Products<T>::N, Products<T>::sequence, Products<T>::kernel, Products<T>::plan,
+        Products<T>::everyone, Products<T>::parameters, Products<T>::dropout, Products<T>::gradients, Products<T>::GH,
+        Products<T>::units, Products<T>::outputs, Products<T>::scratch;
+
+public:
+    SecondProducts(const Shape& shape, const Trace<T>& dot, const std::vector<Parameters<const T*>>& parameters_dot,
+                   const T* dropout, const T* adjoints, const Gradients<T>& direct, const SavedGradients<T>& to,
+                   int threads)
+        : Products<T>(shape, dot, parameters_dot, dropout, direct, threads), to(to) {
+        const AdjointLayout at(s, N);
+        this->adjoints = {adjoints + at.dz, adjoints + at.dm, adjoints + at.dc, adjoints + at.dh, at.dz_stride, true};
+        for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1) && dropout; ++i) d_hidden[i] = Buffer<T>(N * s.D * R);
+    }
+
+private:
+    void work(const Share& my) override {
+        const Range mine = Range::part(N * s.D * R, my.thread, plan.threads());
+        for (int64_t l = 0; l < s.L && s.cell->saves_gates; ++l)  // else the gradients of the gates are there
+            std::fill(output(l) + mine.begin, output(l) + mine.end, T(0));
+        for (int64_t l = s.L - 1; l >= 0; --l) {
+            this->pack(l, my.thread);
+            this->drop(l, my.thread);
+            everyone.wait();
+            for (int64_t d = 0; d < s.D; ++d) {
+                recurrent_gradient(l, d, my.thread);
+                if (s.P) projection_gradient(l, d, my.thread);
+            }
+            for (int64_t d = my.directions.begin; d < my.directions.end; ++d) this->initial_output_gradient(my, l, d);
+            if (this->wants_input(l)) input_gradient(l, my.thread);
+            for (int64_t d = 0; d < s.D; ++d) this->weight_gradients(l, d, my.thread);
+            if (l > 0) everyone.wait();
+        }
+    }
+
+    // h_t enters z_dot_{t+1} by W_hh_dot: adds dz_{t+1} W_hh_dot.
+    void recurrent_gradient(int64_t l, int64_t d, int thread) {
+        if (!parameters[this->index(l, d)].w_hh) return;
+        const Direction way = this->direction(d);
+        const Range steps = Range::part(s.T, thread, plan.threads());
+        auto& my = scratch[thread];
+        int64_t n = 0;
+        const auto flush = [&] {
+            kernel.product({n, GH, my.a.get(), 1, outputs, 0, outputs.panels, this->h.get() + d * outputs.packed(GH),
+                            my.init.get(), my.to.get()});
+            n = 0;
+        };
+        for (int64_t t = steps.begin; t < steps.end; ++t) {
+            const int64_t after = t + way.stride();
+            for (int64_t b = 0; b < std::min(sequence.size(t), sequence.size(after)); ++b) {
+                my.a[n] = this->dz_row(l, d, sequence.row(after) + b);
+                my.init[n] = my.to[n] = output(l) + ((sequence.row(t) + b) * s.D + d) * R;
+                if (++n == Products<T>::block_rows) flush();
+            }
+        }
+        flush();
+    }
+
+    // The cell's output enters h_dot_t by W_hr_dot: dh_t W_hr_dot.
+    void projection_gradient(int64_t l, int64_t d, int thread) {
+        T* m = to.m + this->index(l, d) * N * s.H;
+        const Range mine = Range::part(N, thread, plan.threads());
+        if (!parameters[this->index(l, d)].w_hr) {
+            std::fill(m + mine.begin * s.H, m + mine.end * s.H, T(0));
+            return;
+        }
+        auto& my = scratch[thread];
+        for (int64_t row0 = mine.begin; row0 < mine.end; row0 += Products<T>::block_rows) {
+            const int64_t n = std::min(Products<T>::block_rows, mine.end - row0);
+            for (int64_t r = 0; r < n; ++r) {
+                my.a[r] = this->dh_row(l, d, row0 + r);
+                my.to[r] = m + (row0 + r) * s.H;
+            }
+            kernel.product({n, s.P, my.a.get(), 1, units, 0, units.panels, this->hr.get() + d * units.packed(s.P),
+                            nullptr, my.to.get()});
+        }
+    }
+
+    // Adds to what the layer below has; dropout applies to the new part alone, which then takes a place of its own.
+    void input_gradient(int64_t l, int thread) {
+        T* const below = l ? output(l - 1) : gradients.x;
+        T* const dx = l && dropout ? d_hidden[(l - 1) % 2].get() : below;
+        Products<T>::input_gradient(l, thread, dx, l && !dropout, [&](const Range& all) {
+            if (dx != below) add_columns(below, dx, all);
+        });
+    }
+
+    T* output(int64_t l) const { return d_output(s, N, to, l); }
+
+    const SavedGradients<T>& to;
+    Buffer<T> d_hidden[2];  // (N,D*R), with dropout, by turns
+};
+
+}  // namespace
+
+template <class T>
+void second(const Shape& shape, const Past<T>& past, const T* adjoints, const Tangent<T>& dot,
+            const Gradients<T>& direct, const SavedGradients<T>& saved, int threads) {
+    const ReserveLayout at = ReserveLayout::of_tangents(shape, shape.rows());
+    const Buffer<T> saved_dot(at.size);
+    run_with(threads, [&](int n) {
+        return std::make_unique<SecondTangentRun<T>>(shape, past, adjoints, dot, direct.c0, saved, saved_dot.get(), n);
+    });
+    const Trace<T> trace{dot.x, dot.h0, dot.c0, dot.y, saved_dot.get(), at};
+    run_with(threads, [&](int n) {
+        return std::make_unique<SecondProducts<T>>(shape, trace, dot.parameters, past.dropout, adjoints, direct, saved,
+                                                   n);
+    });
+}
+
+template void second<float>(const Shape&, const Past<float>&, const float*, const Tangent<float>&,
+                            const Gradients<float>&, const SavedGradients<float>&, int);
+template void second<double>(const Shape&, const Past<double>&, const double*, const Tangent<double>&,
+                             const Gradients<double>&, const SavedGradients<double>&, int);
+
+}  // namespace rnnfast
