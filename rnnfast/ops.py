@@ -37,12 +37,14 @@ from torch._C._functorch import (
 )
 from torch._functorch.autograd_function import VmapInfo, enable_single_level_autograd_function
 from torch._functorch.pyfunctorch import (
+    FunctionalizeInterpreter,
     GradInterpreter,
     JvpInterpreter,
     VmapInterpreter,
     retrieve_current_functorch_interpreter,
 )
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -249,6 +251,8 @@ class _Node(torch.autograd.Function):
             return _apply_reverse_mode(cls, GradInterpreter(interpreter), args)
         if interpreter.key() == TransformType.Vmap:
             return _apply_vmap(cls, VmapInterpreter(interpreter), args)
+        if interpreter.key() == TransformType.Functionalize:
+            return _apply_functionalized(cls, FunctionalizeInterpreter(interpreter), args)
         return super().apply(*args)
 
 
@@ -290,6 +294,15 @@ def _apply_vmap(node: type[_Node], interpreter: VmapInterpreter, args: tuple) ->
         outputs, out_dims = node.vmap(info, dims, *values)
     both = zip(outputs, out_dims, strict=True)
     return tuple(output if dim is None else _add_batch_dim(output, dim, level) for output, dim in both)
+
+
+def _apply_functionalized(node: type[_Node], interpreter: FunctionalizeInterpreter, args: tuple) -> tuple[Tensor, ...]:
+    """The node on the level below: it changes nothing in place."""
+    level = FunctorchFunctionalizeAPI(interpreter)
+    values: Any = level.unwrap_tensors(args)
+    with level.redispatch_to_next():
+        outputs = node.apply(*values)
+    return level.wrap_tensors(outputs)
 
 
 _DUAL = 0  # the level of dual numbers, torch's only one, which Dynamo's graphs enter without forward_ad's knowledge

@@ -1,4 +1,4 @@
-"""What looks at a model while it runs: dispatch modes, profilers, tracing. They see the ops of
+"""What looks at a model while it runs: dispatch modes, profilers, functionalization, tracing. They see the ops of
 rnnfast.library, in derivatives too, and change no result."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import functionalize, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +86,41 @@ def test_profiler_names_the_calls(layer: rnnfast.LSTM, x: Tensor) -> None:
     shapes = [event.input_shapes[0] for event in profiler.events() if event.name == "rnnfast::forward"]
     assert shapes == [[5, 2, 3]] * 2
     assert "rnnfast::backward" in {event.name for event in profiler.events()}
+
+
+def test_functionalize(layer: rnnfast.LSTM, x: Tensor) -> None:
+    """Changes in place before and behind the layer, alone, in a graph, under and over the other transforms."""
+    x = x.detach()
+
+    def run(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[0].mul_(2)
+        y = layer(x)[0].clone()
+        y[0].add_(1)
+        return y.square()
+
+    def loss(x: Tensor) -> Tensor:
+        return run(x).sum()
+
+    def tangent(x: Tensor) -> Tensor:
+        return jvp(run, (x,), (x,))[1]
+
+    want, want_grad, want_tangent = run(x), grad(loss)(x), tangent(x)
+    leaf = x.clone().requires_grad_()
+    graph = make_fx(functionalize(run))(x)
+    pairs = [
+        (functionalize(run)(x), want),
+        (graph(x), want),
+        (torch.autograd.grad(functionalize(run)(leaf).sum(), leaf)[0], want_grad),
+        (functionalize(grad(loss))(x), want_grad),
+        (grad(functionalize(loss))(x), want_grad),
+        (functionalize(tangent)(x), want_tangent),
+        (functionalize(vmap(run))(x[None])[0], want),
+        (vmap(functionalize(run))(x[None])[0], want),
+    ]
+    for got, expected in pairs:
+        torch.testing.assert_close(got, expected)
+    assert torch.ops.rnnfast.forward.default in {node.target for node in graph.graph.nodes}
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
