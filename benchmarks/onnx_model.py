@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+import rnnfast.onnx
 from benchmarks.grid import Shape
 
 OPSET, IR_VERSION = 17, 9
-GATE_ORDER = (0, 3, 1, 2)  # where torch (i,f,g,o) holds ONNX's i,o,f,c
 
 Array = NDArray[np.float32]
 
@@ -57,21 +58,10 @@ def _value(name: str, shape: tuple[str | int, ...]) -> ValueInfoProto:
 
 def _parameters(shape: Shape, weights: Mapping[str, Array], layer: int) -> dict[str, Array]:
     """W (D,G*H,I), R (D,G*H,H), B (D,2*G*H) of a layer, in ONNX's order of gates."""
-    suffixes = [f"_l{layer}", f"_l{layer}_reverse"][: shape.D]
-
-    def gather(name: str) -> Array:
-        return np.stack([_reorder(shape, weights[name + suffix]) for suffix in suffixes])
-
-    biases = np.concatenate([gather("bias_ih"), gather("bias_hh")], axis=1)
-    return {f"W{layer}": gather("weight_ih"), f"R{layer}": gather("weight_hh"), f"B{layer}": biases}
-
-
-def _reorder(shape: Shape, a: Array) -> Array:
-    """(G*H,...) with the gates in ONNX's order."""
-    if shape.G == 1:
-        return a
-    gates = a.reshape(4, shape.H, *a.shape[1:])
-    return gates[list(GATE_ORDER)].reshape(a.shape)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    own = [weights[name + suffix] for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: shape.D] for name in names]
+    arrays = rnnfast.onnx.parameters([torch.from_numpy(w) for w in own], shape.G, shape.D)
+    return {f"{name}{layer}": array.numpy() for name, array in zip("WRB", arrays, strict=True)}
 
 
 def _layer(shape: Shape, layer: int, parameters: list[str], carry: bool) -> list[NodeProto]:

@@ -89,13 +89,13 @@ def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
             z = a.gates[at].to(dtype) + (h[:n] @ w_hh).view(n, -1, s.H)  # (n,G,H)
             if s.cell == 2:
                 assert a.c is not None
-                gates, c, out = _lstm(z, a.c[d, :n])
+                gates, c, out = lstm_step(z, a.c[d, :n])
                 a.c[d, :n] = c
                 if a.cells is not None:
                     a.gates[at] = gates.to(a.gates.dtype)
                     a.cells[at] = c.to(a.y.dtype)
             else:
-                out = _elman(s.cell, z)
+                out = elman_step(s.cell, z)
             if a.m is not None and a.w_hr is not None:
                 a.m[at] = out.to(a.y.dtype)
                 out = a.m[at].to(dtype) @ a.w_hr[d].to(dtype).T
@@ -104,12 +104,12 @@ def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
         a.h_n[d] = h.to(a.h_n.dtype)
 
 
-def _elman(cell: int, z: Tensor) -> Tensor:
+def elman_step(cell: int, z: Tensor) -> Tensor:
     """h of pre-activations z (n,1,H)"""
     return z[:, 0].relu() if cell == 1 else z[:, 0].tanh()
 
 
-def _lstm(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def lstm_step(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gates (n,4,H), c_t and o * tanh(c_t) (n,H) of pre-activations z (n,4,H) and c_{t-1}."""
     i, f, g, o = z[:, 0].sigmoid(), z[:, 1].sigmoid(), z[:, 2].tanh(), z[:, 3].sigmoid()
     c = f * c + i * g

@@ -169,9 +169,20 @@ def _shapes(s: _Sizes, dtype: torch.dtype) -> _Shapes:
 
 
 @lru_cache(maxsize=512)
+def _shape_of_a_row(stack: Stack, H: int, P: int) -> _C.Shape:
+    return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0)
+
+
+@lru_cache(maxsize=512)
 def reserve_per_row(stack: Stack, H: int, P: int) -> int:
     """Numbers that a training forward pass keeps for each of the N rows."""
-    return _C.Shape(stack.cell, 1, 1, 1, H, P, stack.L, stack.D, stack.bias, 0).reserve.size
+    return _shape_of_a_row(stack, H, P).reserve.size
+
+
+@lru_cache(maxsize=512)
+def swept_per_row(stack: Stack, H: int, P: int) -> int:
+    """Numbers that `backward_kept` leaves for each of the N rows."""
+    return _shape_of_a_row(stack, H, P).adjoints.size
 
 
 @lru_cache(maxsize=512)
@@ -392,6 +403,15 @@ def backward_kept(
     call = _PastCall(past)
     swept = call.kept_empty(call.shape.adjoints.size)
     return _backward(call, cotangents, wanted, groups, swept=swept), swept
+
+
+def clear_padding(past: Past, swept: Tensor) -> None:
+    """Zeros where `backward_kept` leaves memory as it was, between the rows of dL/d pre-activations."""
+    stack, weights = past.stack, past.inputs.weights
+    GH, R = weights[0].size(0), weights[1].size(1)
+    width = _shape_of_a_row(stack, GH // stack.gates, R if stack.projected(weights) else 0).adjoints.dz_stride
+    rows = stack.L * stack.D * (past.y.numel() // past.y.size(-1))
+    swept[: rows * width].view(rows, width)[:, GH:] = 0
 
 
 def backward_bent(past: Past, cotangents: SomeOutputs, reserve: Tensor, wanted: Sequence[bool]) -> SomeInputs:

@@ -1,19 +1,25 @@
-"""The four kernels as torch.library ops, `rnnfast::forward`, `backward`, `tangent` and `second`.
+"""The kernels as torch.library ops, `rnnfast::forward`, `backward`, `tangent`, `second` and variants of them.
 
-Tensors that are traced (by torch.compile, torch.export, fake tensors) go through the ops, plain ones straight to
-`kernels_for` their device: for a single streaming step the way through the dispatcher would cost more than the step.
-The ops have no derivatives of their own; those are the business of `rnnfast.ops` alone.
+Calls that somebody traces (torch.compile, torch.export, fake tensors, a counter of flops or any other dispatch mode) go
+through the ops, others straight to `kernels_for` their device: for a single streaming step the way through the
+dispatcher would cost more than the step. The ops have no derivatives of their own; those are the business of
+`rnnfast.ops` alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey
+from torch._C._profiler import _RecordFunctionFast
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.utils.flop_counter import register_flop_formula
 
-from rnnfast import cuda, kernels
+from rnnfast import cuda, flops, kernels
 from rnnfast.kernels import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 _library = torch.library.Library("rnnfast", "DEF")
@@ -48,6 +54,11 @@ def _present(tensors: Any) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
+def _outputs(some: list[Tensor]) -> Outputs:
+    y, h_n, *c_n = some
+    return Outputs(y, h_n, c_n[0] if c_n else None)
+
+
 def _unflatten(wanted: Any, some: Any) -> SomeInputs:
     """The gradients that were wanted, in their places."""
     given = iter(some)
@@ -55,13 +66,25 @@ def _unflatten(wanted: Any, some: Any) -> SomeInputs:
     return SomeInputs(x, h0, c0, weights)
 
 
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor or type(x) is torch.nn.Parameter
+
+
 def _is_traced(x: Tensor) -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0 or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+    return torch._C._len_torch_dispatch_stack() > 0 or not _is_plain(x)
 
 
-def is_plain(x: Tensor) -> bool:
-    """May functions of `rnnfast.kernels` be called that are no ops, and that `rnnfast.cuda` lacks?"""
-    return kernels_for(x) is kernels and not _is_traced(x)
+def _directly(function: Callable[..., Any], x: Tensor, *args: Any) -> Any:
+    """The result of function(*args); a profiler sees a call of the op, with the shape of x."""
+    if not torch.autograd._profiler_enabled():
+        return function(*args)
+    with _RecordFunctionFast(f"rnnfast::{function.__name__}", [x]):
+        return function(*args)
+
+
+def has_variants(x: Tensor) -> bool:
+    """Are there `forward_dual`, `backward_kept`, `backward_bent` and `second_local` for tensors like x?"""
+    return kernels_for(x) is kernels and _is_plain(x)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -72,10 +95,10 @@ def forward(
 ) -> tuple[Outputs, Tensor | None]:
     """See kernels.forward."""
     if not _is_traced(inputs.x):
-        return kernels_for(inputs.x).forward(stack, inputs, batch_sizes, dropout, keep)
+        return _directly(kernels_for(inputs.x).forward, inputs.x, stack, inputs, batch_sizes, dropout, keep)
     some = torch.ops.rnnfast.forward(*stack, *inputs, batch_sizes, dropout, keep)
     reserve = some.pop() if keep else None
-    return Outputs(some[0], some[1], some[2] if stack.lstm else None), reserve
+    return _outputs(some), reserve
 
 
 def _forward(*args):
@@ -100,13 +123,36 @@ def _outputs_fake(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> l
 def _forward_fake(*args):
     stack, inputs, batch_sizes, _ = _call(args[:10])
     outputs = _outputs_fake(stack, inputs, batch_sizes)
-    if args[10]:
-        x, _, _, weights = inputs
-        H, R = int(weights[0].size(0)) // stack.gates, int(weights[1].size(1))  # fixed; T and B may be symbols
-        rows = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
-        per_row = kernels.reserve_per_row(stack, H, R if stack.projected(weights) else 0)
-        outputs.append(x.new_empty(rows * per_row))
-    return outputs
+    return [*outputs, *[_rows_fake(stack, inputs, kernels.reserve_per_row)] * args[10]]
+
+
+def _rows_fake(stack: Stack, inputs: Inputs, per_row: Callable[[Stack, int, int], int]) -> Tensor:
+    """So many numbers for each of the N rows."""
+    x, _, _, weights = inputs
+    H, R = int(weights[0].size(0)) // stack.gates, int(weights[1].size(1))  # fixed; T and B may be symbols
+    N = x.size(0) * x.size(1) if x.dim() == 3 else x.size(0)
+    return x.new_empty(N * per_row(stack, H, R if stack.projected(weights) else 0))
+
+
+def forward_dual(
+    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, tangents: SomeInputs
+) -> tuple[Outputs, Outputs]:
+    """See kernels.forward_dual."""
+    if not _is_traced(inputs.x):
+        return _directly(kernels.forward_dual, inputs.x, stack, inputs, batch_sizes, dropout, tangents)
+    some = torch.ops.rnnfast.forward_dual(*stack, *inputs, batch_sizes, dropout, *tangents[:3])
+    half = len(some) // 2
+    return _outputs(some[:half]), _outputs(some[half:])
+
+
+def _forward_dual(*args):
+    tangents = SomeInputs(*args[10:13], [None] * len(args[7]))
+    outputs, outputs_dot = kernels.forward_dual(*_call(args[:10]), tangents)
+    return _present((*outputs, *outputs_dot))
+
+
+def _forward_dual_fake(*args):
+    return [t for _ in range(2) for t in _outputs_fake(*_call(args[:10])[:3])]
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -115,7 +161,7 @@ def _forward_fake(*args):
 def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
     """See kernels.backward."""
     if not _is_traced(past.y):
-        return kernels_for(past.y).backward(past, cotangents, wanted, groups)
+        return _directly(kernels_for(past.y).backward, past.y, past, cotangents, wanted, groups)
     return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
 
 
@@ -133,15 +179,49 @@ def _backward_fake(*args):
     return _gradients_fake(Inputs(*args[4:8]), *args[15:])
 
 
+def backward_kept(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
+    """See kernels.backward_kept."""
+    if not _is_traced(past.y):
+        return _directly(kernels.backward_kept, past.y, past, cotangents, wanted)
+    *some, swept = torch.ops.rnnfast.backward_kept(*_flat(past), *cotangents, list(wanted))
+    return _unflatten(wanted, some), swept
+
+
+def _backward_kept(*args):
+    past = _past(args)
+    grads, swept = kernels.backward_kept(past, SomeOutputs(*args[12:15]), args[15])
+    kernels.clear_padding(past, swept)  # makes equal calls give equal outputs, as is expected of an op
+    return _present((*grads.flat(), swept))
+
+
+def _backward_kept_fake(*args):
+    inputs = Inputs(*args[4:8])
+    return [*_gradients_fake(inputs, args[15], 1), _rows_fake(Stack(*args[:4]), inputs, kernels.swept_per_row)]
+
+
+def backward_bent(past: Past, cotangents: SomeOutputs, reserve: Tensor, wanted: Any) -> SomeInputs:
+    """See kernels.backward_bent."""
+    if not _is_traced(past.y):
+        return _directly(kernels.backward_bent, past.y, past, cotangents, reserve, wanted)
+    return _unflatten(wanted, torch.ops.rnnfast.backward_bent(*_flat(past), *cotangents, reserve, list(wanted)))
+
+
+def _backward_bent(*args):
+    return _present(kernels.backward_bent(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
+
+
+def _backward_bent_fake(*args):
+    return _gradients_fake(Inputs(*args[4:8]), args[16], 1)
+
+
 # --- tangent ----------------------------------------------------------------------------------------------------------
 
 
 def tangent(past: Past, tangents: SomeInputs) -> Outputs:
     """See kernels.tangent."""
     if not _is_traced(past.y):
-        return kernels_for(past.y).tangent(past, tangents)
-    some = torch.ops.rnnfast.tangent(*_flat(past), *tangents)
-    return Outputs(some[0], some[1], some[2] if past.stack.lstm else None)
+        return _directly(kernels_for(past.y).tangent, past.y, past, tangents)
+    return _outputs(torch.ops.rnnfast.tangent(*_flat(past), *tangents))
 
 
 def _tangent(*args):
@@ -167,11 +247,35 @@ def second(
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
     """See kernels.second."""
     if not _is_traced(past.y):
-        return kernels_for(past.y).second(past, tangents, first, plain, wanted_first, wanted_plain, groups)
+        return _directly(
+            kernels_for(past.y).second, past.y, past, tangents, first, plain, wanted_first, wanted_plain, groups
+        )
     wanted = list(wanted_first), list(wanted_plain)
     some = iter(torch.ops.rnnfast.second(*_flat(past), *tangents, *first, *plain, *wanted, groups))
     outputs = Outputs(next(some), next(some), next(some) if past.stack.lstm else None)
     return outputs, _unflatten(wanted_first, some), _unflatten(wanted_plain, some)
+
+
+def second_local(
+    past: Past, swept: Tensor, tangents: SomeInputs, wanted: Any
+) -> tuple[Outputs, SomeInputs, kernels.Bend]:
+    """See kernels.second_local."""
+    if not _is_traced(past.y):
+        return _directly(kernels.second_local, past.y, past, swept, tangents, wanted)
+    *some, y, reserve = torch.ops.rnnfast.second_local(*_flat(past), swept, *tangents, list(wanted))
+    n = 3 if past.stack.lstm else 2
+    return _outputs(some[:n]), _unflatten(wanted, some[n:]), kernels.Bend(y, reserve)
+
+
+def _second_local(*args):
+    outputs, grads, bend = kernels.second_local(_past(args), args[12], SomeInputs(*args[13:17]), args[17])
+    return _present((*outputs, *grads.flat(), *bend))
+
+
+def _second_local_fake(*args):
+    past = _past(args)
+    grads = _gradients_fake(past.inputs, args[17], 1)
+    return [*_tangent_fake(*args), *grads, torch.empty_like(past.y), torch.empty_like(past.reserve)]
 
 
 def _second(*args):
@@ -187,19 +291,88 @@ def _second_fake(*args):
     return _tangent_fake(*args) + grads[0] + grads[1]
 
 
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def _given(args: tuple) -> list[bool]:
+    """Which of x_dot, h0_dot, c0_dot and weights_dot are there?"""
+    x, h0, c0, weights = args
+    return [t is not None for t in (x, h0, c0, *weights)]
+
+
+class _Op(NamedTuple):
+    schema: str
+    run: Callable[..., list[Tensor]]
+    fake: Callable[..., list[Tensor]]
+    flops: Callable[[flops.Products, tuple], int]  # of the arguments
+
+
+_D = _cotangents("d")
 _OPS = {
-    "forward": (f"{_CALL}, bool keep", _forward, _forward_fake),
-    "backward": (f"{_PAST}, {_cotangents('d')}, bool[] wanted, int groups", _backward, _backward_fake),
-    "tangent": (f"{_PAST}, {_TANGENTS}", _tangent, _tangent_fake),
-    "second": (
+    "forward": _Op(f"{_CALL}, bool keep", _forward, _forward_fake, lambda call, _: call.forward()),
+    "forward_dual": _Op(
+        f"{_CALL}, Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot",
+        _forward_dual,
+        _forward_dual_fake,
+        lambda call, args: call.forward() + call.linear(_given((*args[10:], [None] * len(args[7])))),
+    ),
+    "backward": _Op(
+        f"{_PAST}, {_D}, bool[] wanted, int groups",
+        _backward,
+        _backward_fake,
+        lambda call, args: call.linear(args[15]),
+    ),
+    "backward_kept": _Op(
+        f"{_PAST}, {_D}, bool[] wanted",
+        _backward_kept,
+        _backward_kept_fake,
+        lambda call, args: call.linear(args[15]),
+    ),
+    "backward_bent": _Op(
+        f"{_PAST}, {_D}, Tensor d_reserve, bool[] wanted",
+        _backward_bent,
+        _backward_bent_fake,
+        lambda call, args: call.linear(args[16]),
+    ),
+    "tangent": _Op(f"{_PAST}, {_TANGENTS}", _tangent, _tangent_fake, lambda call, args: call.linear(_given(args[12:]))),
+    "second": _Op(
         f"{_PAST}, {_TANGENTS}, {_cotangents('first')}, {_cotangents('plain')}, "
         "bool[] wanted_first, bool[] wanted_plain, int groups",
         _second,
         _second_fake,
+        lambda call, args: call.linear(args[22]) + call.second(_given(args[12:16]), args[23]) + call.linear(args[23]),
+    ),
+    "second_local": _Op(
+        f"{_PAST}, Tensor swept, {_TANGENTS}, bool[] wanted",
+        _second_local,
+        _second_local_fake,
+        lambda call, args: call.second(_given(args[13:17]), args[17]),
     ),
 }
-for _name, (_schema, _run, _fake) in _OPS.items():
-    _library.define(f"{_name}({_schema}) -> Tensor[]")
-    for _device in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _device)
-    torch.library.register_fake(f"rnnfast::{_name}", _fake, lib=_library)
+
+
+def _define(name: str, op: _Op) -> None:
+    _library.define(f"{name}({op.schema}) -> Tensor[]")
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, op.run, device)
+    torch.library.register_fake(f"rnnfast::{name}", op.fake, lib=_library)
+
+    @register_flop_formula(getattr(torch.ops.rnnfast, name), get_raw=True)
+    def count(*args, out_val=None):
+        return op.flops(flops.Products(*_call(args[:10])[:3]), args)
+
+
+for _name, _op in _OPS.items():
+    _define(_name, _op)
+
+
+@torch.ops.rnnfast.forward.default.py_impl(ProxyTorchDispatchMode)
+def _forward_recorded(mode, *args):
+    """What a traced graph gets of a call: the op; under torch.onnx.export, operators that ONNX has."""
+    with mode:
+        if not torch.onnx.is_in_onnx_export():
+            return torch.ops.rnnfast.forward.default._op_dk(DispatchKey.Python, *args)
+        from rnnfast import onnx  # defines ops of its own, which nobody else needs
+
+        reserve = [args[4].new_empty(0)] * args[10]  # for derivatives, which have no translation
+        return [*_present(onnx.forward(*_call(args[:10]))), *reserve]

@@ -37,16 +37,18 @@ from torch._C._functorch import (
 )
 from torch._functorch.autograd_function import VmapInfo, enable_single_level_autograd_function
 from torch._functorch.pyfunctorch import (
+    FunctionalizeInterpreter,
     GradInterpreter,
     JvpInterpreter,
     VmapInterpreter,
     retrieve_current_functorch_interpreter,
 )
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnnfast import kernels, library, linear
+from rnnfast import library, linear
 from rnnfast.batching import Kind, vmap_rule
 from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
@@ -149,13 +151,13 @@ def _dual(stack: Stack, pairs: list[tuple[Any, Tensor | None]]) -> tuple[Outputs
     *flat, batch_sizes, dropout = (value for value, _ in pairs)
     inputs, tangents = _inputs(flat), _some_inputs(tangent for _, tangent in pairs[:-2])
     moved = _present(tangents.flat())
-    if not moved or not library.is_plain(inputs.x) or _any_requires_grad((*inputs.flat(), *moved)):
+    if not moved or not library.has_variants(inputs.x) or _any_requires_grad((*inputs.flat(), *moved)):
         return None
     if _all_none(tangents.weights):
-        return kernels.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
-    outputs, reserve = kernels.forward(stack, inputs, batch_sizes, dropout, keep=True)
+        return library.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
+    outputs, reserve = library.forward(stack, inputs, batch_sizes, dropout, keep=True)
     assert reserve is not None
-    return outputs, kernels.tangent(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve), tangents)
+    return outputs, library.tangent(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve), tangents)
 
 
 class _Spec(NamedTuple):
@@ -249,6 +251,8 @@ class _Node(torch.autograd.Function):
             return _apply_reverse_mode(cls, GradInterpreter(interpreter), args)
         if interpreter.key() == TransformType.Vmap:
             return _apply_vmap(cls, VmapInterpreter(interpreter), args)
+        if interpreter.key() == TransformType.Functionalize:
+            return _apply_functionalized(cls, FunctionalizeInterpreter(interpreter), args)
         return super().apply(*args)
 
 
@@ -290,6 +294,15 @@ def _apply_vmap(node: type[_Node], interpreter: VmapInterpreter, args: tuple) ->
         outputs, out_dims = node.vmap(info, dims, *values)
     both = zip(outputs, out_dims, strict=True)
     return tuple(output if dim is None else _add_batch_dim(output, dim, level) for output, dim in both)
+
+
+def _apply_functionalized(node: type[_Node], interpreter: FunctionalizeInterpreter, args: tuple) -> tuple[Tensor, ...]:
+    """The node on the level below: it changes nothing in place."""
+    level = FunctorchFunctionalizeAPI(interpreter)
+    values: Any = level.unwrap_tensors(args)
+    with level.redispatch_to_next():
+        outputs = node.apply(*values)
+    return level.wrap_tensors(outputs)
 
 
 _DUAL = 0  # the level of dual numbers, torch's only one, which Dynamo's graphs enter without forward_ad's knowledge
@@ -371,14 +384,14 @@ class _Forward(_Node):
         cotangents = _some_outputs(ctx.stack, cotangents)
         batch_sizes, dropout, y, reserve, *inputs = ctx.saved_tensors
         if _is_recorded():
-            keep = reserve.requires_grad and not _is_transformed() and library.is_plain(y)
+            keep = reserve.requires_grad and not _is_transformed() and library.has_variants(y)
             spec = _Spec(ctx.stack, wanted_plain=wanted, keep=keep)
             some = _Backward.apply(spec, batch_sizes, dropout, y, reserve, *cotangents, *inputs)
             return None, None, None, *_wanted(wanted, some)
         past = _past(ctx.stack, batch_sizes, dropout, y, reserve, inputs)
         if d_reserve is None:
             return None, None, None, *library.backward(past, cotangents, wanted).flat()
-        return None, None, None, *kernels.backward_bent(past, cotangents, d_reserve, wanted).flat()
+        return None, None, None, *library.backward_bent(past, cotangents, d_reserve, wanted).flat()
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -406,7 +419,7 @@ class _Backward(_Node):
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, inputs)
         cotangents = SomeOutputs(dy, dh_n, dc_n)
         if spec.keep:
-            grads, swept = kernels.backward_kept(past, cotangents, spec.wanted_plain)
+            grads, swept = library.backward_kept(past, cotangents, spec.wanted_plain)
             return *_only(spec.wanted_plain, grads.flat()), swept
         grads = library.backward(past, cotangents, spec.wanted_plain, spec.groups)
         return tuple(_only(spec.wanted_plain, grads.flat()))
@@ -447,7 +460,7 @@ class _Backward(_Node):
         spec, n = ctx.spec, len(tangents)
         *rest, swept = ctx.saved_tensors
         past = _past(spec.stack, *rest[:4], rest[-n:])
-        outputs, grads, bend = kernels.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
+        outputs, grads, bend = library.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
         pairs = zip(outputs, ctx.needs_input_grad[5:8], strict=True)
         return None, None, None, *bend, *(g if want else None for g, want in pairs), *grads.flat()
 

@@ -308,3 +308,8 @@ def test_opcheck(mode: str, lengths: tuple[int, ...] | None) -> None:
     check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 3))
     check(torch.ops.rnnfast.tangent.default, (*past, *given))
     check(torch.ops.rnnfast.second.default, (*past, *given, *cotangents, None, None, None, wanted, wanted, 1))
+    check(torch.ops.rnnfast.forward_dual.default, (*call, *given[:3]))
+    check(torch.ops.rnnfast.backward_kept.default, (*past, *cotangents, wanted))
+    check(torch.ops.rnnfast.backward_bent.default, (*past, *cotangents, reserve, wanted))
+    *_, swept = torch.ops.rnnfast.backward_kept(*past, *cotangents, wanted)
+    check(torch.ops.rnnfast.second_local.default, (*past, swept, *given, wanted))
