@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before NumPy and torch are imported. Threads that wait for each other stall if the machine is busy, and it is: there is
-# a worker for each core. A test of threads sets their number itself.
+# Before NumPy and torch are imported. Threads that wait for each other stall if the machine is busy, and it is, with a
+# worker for each core. A test of threads sets their number itself.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

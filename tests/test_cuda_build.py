@@ -63,8 +63,9 @@ def report(request: pytest.FixtureRequest, built_once) -> list[Usage]:
     def build(folder: Path) -> None:
         pairs = [(source, arch) for arch in ARCHS for source in sorted(SOURCES.glob("*.cu"))]
         with ThreadPoolExecutor(2) as pool:
-            run = lambda pair: _report(*pair, folder, pair[0].stem in HASTY and not request.config.option.long)
-            usages = [usage for some in pool.map(run, pairs) for usage in some]
+            hasty = [source.stem in HASTY and not request.config.option.long for source, _ in pairs]
+            some = pool.map(_report, *zip(*pairs, strict=True), [folder] * len(pairs), hasty)
+            usages = [usage for each in some for usage in each]
         (folder / "report.json").write_text(json.dumps(usages))
 
     return [Usage(*one) for one in json.loads((built_once("cuda_build", build) / "report.json").read_text())]

@@ -141,9 +141,13 @@ def test_steps_float32(on_emulated, case: Case) -> None:
     assert not float32_failures(got, run_torch(case, inputs), truth, sensitivity(case, inputs, truth))
 
 
+# Sizes are the same to both 16-bit numbers.
+NUMBERS = [(number, case) for number in ("bfloat16", "tf32", "float16") for case in SIZES]
+NUMBERS = [*NUMBERS[:-5], *(pytest.param(*one, marks=pytest.mark.long) for one in NUMBERS[-5:])]
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("number", ["bfloat16", "float16", "tf32"])
-@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.id)
+@pytest.mark.parametrize(("number", "case"), NUMBERS, ids=lambda value: getattr(value, "id", value))
 def test_tensor_cores(on_emulated, case: Case, number: str, kernel: str) -> None:
     """Every kernel: as far from the truth as the roundings of its numbers, and as each other to the last few bits."""
     dtype = torch.float32 if number == "tf32" else getattr(torch, number)
