@@ -18,16 +18,20 @@ H), L layers, D directions, N rows of a packed batch.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnnfast import reference
+from rnnfast import _C, reference
 
 MODES = ("LSTM", "RNN_TANH", "RNN_RELU")
 
@@ -160,6 +164,23 @@ GRADCHECK_CASES = tuple(
 )
 
 
+# ---------------------------------------------------------------------------------- instruction sets
+
+# Those to check: what the CPU has, slowest first, or the one that is forced.
+ISAS = (os.environ["RNNFAST_ISA"],) if os.environ.get("RNNFAST_ISA") else tuple(_C.usable_isas())
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Kernels of another instruction set, in this process."""
+    before = _C.isa()
+    _C.select_isa(name)
+    try:
+        yield
+    finally:
+        _C.select_isa(before)
+
+
 # ----------------------------------------------------------------------------------------- the inputs
 
 
@@ -223,6 +244,25 @@ def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -
         dh_n=normal(LD, B, case.R),
         dc_n=normal(LD, B, case.H) if lstm else None,
     )
+
+
+# ---------------------------------------------------------------------------- products of 16-bit matrices
+
+
+class Float32Products(TorchDispatchMode):
+    """As a GPU multiplies 16-bit matrices: sums in float32, rounded once, each row of its own. torch's on the CPU are
+    what oneDNN makes of the instructions it finds; by AMX a NaN gets from one row into the next."""
+
+    PRODUCTS: ClassVar = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket not in self.PRODUCTS or args[0].dtype not in (torch.float16, torch.bfloat16):
+            return func(*args, **kwargs)
+        out = kwargs.pop("out", None)
+        wide = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
+        product = func.overloadpacket(*wide, **kwargs).to(args[0].dtype)
+        return product if out is None else out.copy_(product)
 
 
 # ---------------------------------------------------------------------------------------- running a case

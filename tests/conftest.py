@@ -1,4 +1,5 @@
-"""What the tests share: the `isa` marker, subprocesses, and the thread count put back after each test."""
+"""What the tests share: the markers `long` and `isa`, subprocesses, one build for all workers, and the thread count put
+back after each test."""
 
 from __future__ import annotations
 
@@ -9,15 +10,47 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before NumPy is imported: the reference's products are small, and BLAS threads stall if the machine is busy.
+# Before NumPy and torch are imported. Threads that wait for each other stall if the machine is busy, and it is, with a
+# worker for each core. A test of threads sets their number itself.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from cases import ISAS, instruction_set
+from filelock import FileLock  # torch needs it, too
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "isa: run again in a subprocess for each instruction set of the CPU")
+    config.addinivalue_line("markers", "isa: run for each instruction set of the CPU, or for that in RNNFAST_ISA")
+    config.addinivalue_line("markers", "long: run with --long only; something shorter catches most of the same breaks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.long:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="needs --long"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("isa"):
+        metafunc.parametrize("selected_isa", ISAS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def selected_isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of tests marked `isa`, each instruction set in turn."""
+    if not hasattr(request, "param"):
+        yield
+        return
+    with instruction_set(request.param):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +58,25 @@ def restore_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Calls build(folder) in a folder of this name, once for all workers; -> the folder."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def once(name: str, build: Callable[[Path], object]) -> Path:
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            done = folder / "done"
+            if not done.exists():
+                build(folder)
+                done.touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -383,7 +384,10 @@ def test_central_difference():
 
 
 @pytest.mark.parametrize("kind", ["compiled_inference", "compiled_train", "compiled_model"])
-def test_a_compiled_model_agrees_with_the_eager_one(kind):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_a_compiled_model_agrees_with_the_eager_one(kind, backend, monkeypatch):
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile, backend=backend))
     job = Job(Shape("rnn", 4, 3, 5, 6), kind, kind)
     rows = run.run_job(job, "cpu", 1, budget_s=0.0)
     assert [(row["impl"], row["check"]) for row in rows] == [("plain", "ok"), ("rnnfast", "ok")]

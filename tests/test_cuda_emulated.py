@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ import pytest
 import torch
 from cases import (
     Case,
+    Float32Products,
     error,
     float32_failures,
     float64_failures,
@@ -40,13 +41,11 @@ if shutil.which("g++") is None:
     pytest.skip("building the emulated module needs g++", allow_module_level=True)
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
+MODULE = "_emulated" + sysconfig.get_config_var("EXT_SUFFIX")
 KERNELS = ("steps", "block", "cluster", "grid")
 
 
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """rnnfast._cuda for the emulated card: a Hopper with 4 multiprocessors."""
-    folder = tmp_path_factory.mktemp("emulated")
+def _build(folder: Path) -> None:
     flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-DRNNFAST_CUDA_MODULE=_emulated", "-I" + pybind11.get_include()]
     flags += ["-I" + sysconfig.get_paths()["include"]]
@@ -58,9 +57,13 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile, sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.cpp")])))
-    module = folder / ("_emulated" + sysconfig.get_config_var("EXT_SUFFIX"))
-    subprocess.run(["g++", "-shared", "-pthread", *objects, "-o", str(module)], check=True)
-    spec = importlib.util.spec_from_file_location("_emulated", module)
+    subprocess.run(["g++", "-shared", "-pthread", *objects, "-o", str(folder / MODULE)], check=True)
+
+
+@pytest.fixture(scope="session")
+def emulated(built_once) -> ModuleType:
+    """rnnfast._cuda for the emulated card: a Hopper with 4 multiprocessors."""
+    spec = importlib.util.spec_from_file_location("_emulated", built_once("emulated", _build) / MODULE)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
@@ -80,7 +83,7 @@ class _Emulated(cuda._Extension):
 
 
 @pytest.fixture
-def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., _Emulated]]:
     """Tensors of the CPU go to the emulated card, to a kernel by its name."""
     extension = _Emulated(emulated)
     extension.used = []
@@ -94,7 +97,8 @@ def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callab
             monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._TF32)
         return extension
 
-    return force
+    with Float32Products():
+        yield force
 
 
 # Remainders of 8 and 16 units and of 8 and 16 sequences; lengths that leave whole groups idle; blocks, splits of K, and
@@ -138,9 +142,13 @@ def test_steps_float32(on_emulated, case: Case) -> None:
     assert not float32_failures(got, run_torch(case, inputs), truth, sensitivity(case, inputs, truth))
 
 
+# Sizes are the same to both 16-bit numbers.
+NUMBERS = [(number, case) for number in ("bfloat16", "tf32", "float16") for case in SIZES]
+NUMBERS = [*NUMBERS[:-5], *(pytest.param(*one, marks=pytest.mark.long) for one in NUMBERS[-5:])]
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("number", ["bfloat16", "float16", "tf32"])
-@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.id)
+@pytest.mark.parametrize(("number", "case"), NUMBERS, ids=lambda value: getattr(value, "id", value))
 def test_tensor_cores(on_emulated, case: Case, number: str, kernel: str) -> None:
     """Every kernel: as far from the truth as the roundings of its numbers, and as each other to the last few bits."""
     dtype = torch.float32 if number == "tf32" else getattr(torch, number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -170,18 +169,21 @@ def weights_in_pieces(rank: int) -> None:
 
 # ---------------------------------------------------------------------------------------------- two processes
 
+RUNS = (data_parallel, fully_sharded, sharded_in_bfloat16, weights_in_pieces)
 
-def process(rank: int, run: Callable[[int], None], store: str) -> None:
+
+def process(rank: int, store: str) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=300)
     )
-    run(rank)
+    for run in RUNS:
+        torch.manual_seed(0)
+        run(rank)
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("run", [data_parallel, fully_sharded, sharded_in_bfloat16, weights_in_pieces])
-def test_two_processes(run: Callable[[int], None], tmp_path: Path, monkeypatch) -> None:
+def test_two_processes(tmp_path: Path, monkeypatch) -> None:
+    """All of RUNS in one pair of processes, since it takes one longer to start than to run them."""
     monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(process, (run, str(tmp_path / "store")), nprocs=WORLD)
+    torch.multiprocessing.spawn(process, (str(tmp_path / "store"),), nprocs=WORLD)

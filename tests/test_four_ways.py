@@ -62,9 +62,11 @@ def test_command_tells_what_happened(tmp_path):
         (["--ways", "prayer"], "invalid choice: 'prayer'"),
     ],
 )
-def test_command_refuses(arguments, message):
-    done = command(*arguments)
-    assert done.returncode == 2 and message in done.stderr
+def test_command_refuses(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["four_ways.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        four_ways.main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["addition", "temporal_order", "memorisation_5bit"])

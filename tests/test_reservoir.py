@@ -353,7 +353,7 @@ def test_module(unit: str, leak: float) -> None:
     assert np.abs(layer(inputs)[0].detach().numpy() - esn.predict(x[:7])).max() <= 1e-12
     assert [p.requires_grad for p in layer.parameters()] == [False, False, False, True]
     layer.requires_grad_()
-    batch = torch.tensor(np.stack([x[:7], x[7:14]]), requires_grad=True)
+    batch = torch.tensor(np.stack([x[:3], x[3:6]]), requires_grad=True)
     h0 = torch.tensor(esn.states(x[:2]), requires_grad=True)
     names = [name for name, _ in layer.named_parameters()]
 

@@ -170,49 +170,6 @@ def test_large_inputs(case: Case, dtype: torch.dtype, size: float) -> None:
         assert not float32_failures(got, torchs, truth, sensitivity(case, inputs, truth))
 
 
-def sweep(dtype: torch.dtype) -> torch.Tensor:
-    """Numbers of every size: dense where activations bend and where their exponentials over- and underflow."""
-    magnitudes = [torch.logspace(-30, 30, 601), torch.linspace(0, 120, 12001), torch.linspace(700, 760, 6001)]
-    x = torch.cat(magnitudes).to(dtype)
-    return torch.cat([x, -x])  # (N,)
-
-
-# Largest errors seen of a kernel's tanh: 2.5 ulps in float32, of the exact value, and as much in float64, of libm's,
-# which has an error of its own.
-TANH_ULPS = {torch.float32: 3, torch.float64: 4}
-# c_t takes two products of activations and their sum, h_t one more.
-GATE_ULPS = 8
-
-
-@pytest.mark.isa
-@both_dtypes
-def test_tanh_everywhere(dtype: torch.dtype) -> None:
-    x = sweep(dtype)
-    weights = [torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)]
-    y, _, _ = ops.recurrent("RNN_TANH", x.view(1, -1, 1), None, None, None, weights, 1, False, False)
-    expected = torch.tanh(x.double()).numpy()
-    ulps = np.abs(y.flatten().double().numpy() - expected) / np.spacing(np.abs(expected.astype(y.numpy().dtype)))
-    assert ulps.max() <= TANH_ULPS[dtype]
-
-
-@pytest.mark.isa
-@both_dtypes
-@pytest.mark.parametrize("gate", range(4), ids="ifgo")
-def test_gates_everywhere(dtype: torch.dtype, gate: int) -> None:
-    """W_ih is the identity, so that x (1,N,4) holds the pre-activations of i, f, g, o."""
-    x = torch.full((1, sweep(dtype).numel(), 4), 0.5, dtype=dtype)
-    x[0, :, gate] = sweep(dtype)
-    c0 = torch.full((1, x.shape[1], 1), 0.7, dtype=dtype)
-    h0 = torch.zeros_like(c0)
-    weights = [torch.eye(4, dtype=dtype), torch.zeros(4, 1, dtype=dtype)]
-    y, _, c_n = ops.recurrent("LSTM", x, None, h0, c0, weights, 1, False, False)
-    i, f, g, o = x[0].double().unbind(-1)
-    c = f.sigmoid() * c0.double().flatten() + i.sigmoid() * g.tanh()
-    bound = {"rtol": 0, "atol": GATE_ULPS * torch.finfo(dtype).eps}  # everything here is of size 1
-    torch.testing.assert_close(c_n.flatten().double(), c, **bound)
-    torch.testing.assert_close(y.flatten().double(), o.sigmoid() * c.tanh(), **bound)
-
-
 # ------------------------------------------------------------------------------------------- odd memory
 
 
