@@ -424,11 +424,12 @@ class _Backward(_Node):
         spec, n = ctx.spec, len(ctx.spec.wanted_plain)
         if _all_none(tangents):
             return (None,) * len(ctx.needs_input_grad)
-        past, cotangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:7], ctx.saved_tensors[7 : 7 + n]
+        saved = ctx.saved_tensors
+        past, cotangents, inputs = saved[:4], saved[4:7], saved[7 : 7 + n]
         tangents = _wanted(spec.wanted_plain, tangents)
         wanted = ctx.needs_input_grad[8:]
         if any(wanted) and spec.keep and not _is_recorded():
-            return _Backward.backward_local(ctx, tangents)
+            return _Backward.backward_local(ctx, saved, tangents)
         if any(wanted):
             second = _Spec(spec.stack, (False,) * len(wanted), wanted)
             some = _Second.apply(second, *past, *cotangents, None, None, None, *tangents, *inputs)
@@ -441,11 +442,11 @@ class _Backward(_Node):
         return *(None,) * 5, *for_cotangents, *_wanted(wanted, some[len(_output_kinds(spec.stack)) :])
 
     @staticmethod
-    def backward_local(ctx, tangents):
+    def backward_local(ctx, saved, tangents):
         """The same in two halves, of which this is the first: what y and the reserve get here, `_Forward` carries on to
         the inputs, in the one backward pass that it makes anyhow where the cotangents depend on y."""
         spec, n = ctx.spec, len(tangents)
-        *rest, swept = ctx.saved_tensors
+        *rest, swept = saved
         past = _past(spec.stack, *rest[:4], rest[-n:])
         outputs, grads, bend = kernels.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
         pairs = zip(outputs, ctx.needs_input_grad[5:8], strict=True)
@@ -454,7 +455,8 @@ class _Backward(_Node):
     @staticmethod
     def jvp(ctx, *tangents):
         spec = ctx.spec
-        past, cotangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:7], ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors
+        past, cotangents, inputs = saved[:4], saved[4:7], saved[7:]
         cotangents_dot, inputs_dot = tangents[5:8], tangents[8:]
         if _all_none(inputs_dot):
             return _Backward.apply(spec, *past, *cotangents_dot, *inputs)
@@ -486,7 +488,8 @@ class _Tangent(_Node):
     @staticmethod
     def backward(ctx, *cotangents):
         spec, n = ctx.spec, len(ctx.spec.wanted_plain)
-        past, tangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4 : 4 + n], ctx.saved_tensors[4 + n :]
+        saved = ctx.saved_tensors
+        past, tangents, inputs = saved[:4], saved[4 : 4 + n], saved[4 + n :]
         wanted_first, wanted = ctx.needs_input_grad[5 : 5 + n], ctx.needs_input_grad[5 + n :]
         if _all_none(cotangents):
             return (None,) * len(ctx.needs_input_grad)

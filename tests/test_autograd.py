@@ -88,6 +88,19 @@ def test_second_derivatives_of_a_checkpoint(case: Case) -> None:
     assert_bits(problem.second(loss), problem.second(problem.loss()))
 
 
+@every_example
+def test_checkpoint_of_second_derivatives(case: Case) -> None:
+    """The squared norm of gradients, computed again for its own gradient; what was saved is unpacked once."""
+    problem = Problem(case)
+    leaves = list(problem.leaves.values())
+
+    def norm(*_: Tensor) -> Tensor:
+        return sum(g.square().sum() for g in torch.autograd.grad(problem.loss(), leaves, create_graph=True))
+
+    got = torch.autograd.grad(checkpoint(norm, *leaves, use_reentrant=False), leaves)
+    assert_bits(list(got), problem.second(problem.loss()))
+
+
 def test_checkpoint_drops_what_it_dropped(monkeypatch) -> None:
     """The pass that is run again draws the same dropout masks."""
     torch.manual_seed(0)
