@@ -48,12 +48,15 @@ def vmap_rule(
 
 
 def is_differentiable(tensor: Tensor | None) -> bool:
-    """Does a transform outside of the present one, or autograd, follow this tensor?"""
+    """Does a transform outside of the present one, or autograd in either mode, follow this tensor?"""
     while tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         if torch._C._functorch.is_gradtrackingtensor(tensor):
             return True
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+    if tensor is None:
+        return False
+    is_dual = torch._C._is_fwd_grad_enabled() and torch._unpack_dual(tensor, level=0).tangent is not None
+    return is_dual or (tensor.requires_grad and torch.is_grad_enabled())
 
 
 def _reserve_at(kinds: list[Kind]) -> int | None:
@@ -113,7 +116,8 @@ def _fold(tensor: Tensor | None, dim: int | None, kind: Kind, K: int, packed: bo
         tensor = tensor.unsqueeze(end).expand(*tensor.shape[:end], K, *tensor.shape[end:])
     else:
         tensor = tensor.movedim(dim, end)
-    return tensor.flatten(end - 1, end)
+    before, B, after = tensor.shape[: end - 1], tensor.shape[end - 1], tensor.shape[end + 1 :]
+    return tensor.reshape(*before, B * K, *after)  # torch's older vmap knows no flatten
 
 
 def _unfold(tensor: Tensor, kind: Kind, K: int, packed: bool, groups: int) -> tuple[Tensor, int | None]:
@@ -124,4 +128,5 @@ def _unfold(tensor: Tensor, kind: Kind, K: int, packed: bool, groups: int) -> tu
         shape = tensor.shape if groups * K == 1 else tensor.shape[1:]
         return (tensor.reshape(K, *shape), 0) if groups == 1 else (tensor.reshape(groups, K, *shape), 1)
     end = _batch_end(kind, packed)
-    return tensor.unflatten(end - 1, (-1, K)), end
+    before, BK, after = tensor.shape[: end - 1], tensor.shape[end - 1], tensor.shape[end:]
+    return tensor.reshape(*before, BK // K, K, *after), end

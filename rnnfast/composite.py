@@ -2,7 +2,8 @@
 
 `sweep_forward` and `sweep_backward` are the contract of the CUDA extension (csrc/cuda/sweep.h), array by array; they
 stand in for it on the CPU, where the tests run, and RNNFAST_CUDA_KERNEL=composite puts them in its place on a GPU.
-`with_tangents` is a whole stack and its derivative along a direction, differentiable by autograd.
+`with_tangents` is a whole stack and its derivative along a direction, `second` the second derivatives of a stack: plain
+torch that can be differentiated and transformed any number of times, where no kernel goes on.
 
 N rows: the (step, sequence) pairs, step by step. "Wide" is the dtype that sums and states have: float64 for float64,
 float32 for everything else. Arrays are in the dtype of the layer where nothing else is said.
@@ -10,14 +11,15 @@ float32 for everything else. Arrays are in the dtype of the layer where nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rnnfast.kernels import Inputs, Outputs, SomeInputs, Stack
+from rnnfast.kernels import Inputs, Outputs, SomeInputs, SomeOutputs, Stack
 
 
 class Sweep(NamedTuple):
@@ -176,31 +178,27 @@ def _lstm_backward(s: Sweep, a: BackwardArrays, d: int, at: tuple[slice, int], b
 def with_tangents(
     stack: Stack, inputs: Inputs, tangents: SomeInputs, batch_sizes: Tensor | None, dropout: Tensor | None
 ) -> tuple[Outputs, Outputs, Tensor]:
-    """Outputs, their derivative along `tangents` (None: zeros), that of the pre-activations (L,D,N,G,H).
-
-    Plain torch from inputs and tangents to all three, so that autograd gives the second derivatives.
-    """
+    """Outputs, their derivative along `tangents` (None: zeros), that of the pre-activations (L,D,N,G,H)."""
     x, x_dot = inputs.x.flatten(0, -2), _or_zeros(tangents.x, inputs.x).flatten(0, -2)  # (N,I)
     H, R = inputs.weights[0].size(0) // stack.gates, inputs.weights[1].size(1)
-    counts = [inputs.x.size(1)] * inputs.x.size(0) if batch_sizes is None else batch_sizes.tolist()
+    counts = _counts(inputs.x, batch_sizes)
     B, per = counts[0], len(inputs.weights) // (stack.L * stack.D)
     h_n, c_n, h_n_dot, c_n_dot, z_dot = _lists(5)
     for layer in range(stack.L):
         ys, y_dots = _lists(2)
         for d in range(stack.D):
             k = layer * stack.D + d
-            w = inputs.weights[k * per : (k + 1) * per]
-            w_dot = [_or_zeros(v, u) for v, u in zip(tangents.weights[k * per : (k + 1) * per], w, strict=True)]
+            own = slice(k * per, (k + 1) * per)
+            cell = _DualCell(stack, inputs.weights[own], tangents.weights[own])
             h, h_dot = (_state(t, k, (B, R), x) for t in (inputs.h0, tangents.h0))
             c, c_dot = (_state(t, k, (B, H), x) for t in (inputs.c0, tangents.c0))
-            rows = list(zip(accumulate(counts, initial=0), counts, strict=False))
-            cell = _DualCell(stack, H, w, w_dot)
+            steps = list(zip(counts, *(z.split(counts) for z in cell.project((x, x_dot))), strict=True))
             y, y_dot, zs = _lists(3)
-            for row, n in rows[:: -1 if d else 1]:
-                at = slice(row, row + n)
-                z, one, out = cell.step((x[at], x_dot[at]), (h[:n], h_dot[:n]), (c[:n], c_dot[:n]))
-                h, h_dot = torch.cat([out[0], h[n:]]), torch.cat([out[1], h_dot[n:]])
-                c, c_dot = torch.cat([one[0], c[n:]]), torch.cat([one[1], c_dot[n:]])
+            for n, *into in steps[:: -1 if d else 1]:
+                before = (_first(n, h), _first(n, h_dot)), (_first(n, c), _first(n, c_dot))
+                z, one, out = cell.step((into[0], into[1]), *before)
+                h, h_dot = _put_first(out[0], h), _put_first(out[1], h_dot)
+                c, c_dot = _put_first(one[0], c), _put_first(one[1], c_dot)
                 y.append(out[0])
                 y_dot.append(out[1])
                 zs.append(z)
@@ -215,14 +213,82 @@ def with_tangents(
     shape = *inputs.x.shape[:-1], stack.D * R
 
     def outputs(y: Tensor, h: list[Tensor], c: list[Tensor]) -> Outputs:
-        return Outputs(y.view(shape), torch.stack(h), torch.stack(c) if stack.lstm else None)
+        return Outputs(y.reshape(shape), torch.stack(h), torch.stack(c) if stack.lstm else None)
 
-    z_all = torch.stack(z_dot).view(stack.L, stack.D, -1, stack.gates, H)
+    z_all = torch.stack(z_dot).reshape(stack.L, stack.D, -1, stack.gates, H)
     return outputs(x, h_n, c_n), outputs(x_dot, h_n_dot, c_n_dot), z_all
+
+
+def second(
+    stack: Stack,
+    inputs: Inputs,
+    tangents: SomeInputs,
+    batch_sizes: Tensor | None,
+    dropout: Tensor | None,
+    first: SomeOutputs,
+    plain: SomeOutputs,
+    wanted_first: Sequence[bool],
+    wanted_plain: Sequence[bool],
+) -> tuple[Outputs, SomeInputs, SomeInputs]:
+    """See kernels.second."""
+    n, at = len(inputs.flat()), inputs.flat()
+    triples = zip(tangents.flat(), at, wanted_first, strict=True)
+    both = [_or_zeros(v, t) if want and t is not None else v for v, t, want in triples] + at
+    chosen = [want and t is not None for want, t in zip((*wanted_first, *wanted_plain), both, strict=True)]
+
+    def placed(some: Iterable[Tensor], others: Sequence[Tensor | None]) -> tuple[SomeInputs, SomeInputs]:
+        given = iter(some)
+        values = [next(given) if flag else other for flag, other in zip(chosen, others, strict=True)]
+        (x_dot, h0_dot, c0_dot, *weights_dot), (x, h0, c0, *weights) = values[:n], values[n:]
+        return SomeInputs(x_dot, h0_dot, c0_dot, weights_dot), SomeInputs(x, h0, c0, weights)
+
+    def number(*some: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """<first, tangent outputs> + <plain, outputs>, and the tangent outputs themselves."""
+        along, here = placed(some, both)
+        outputs, outputs_dot, _ = with_tangents(stack, Inputs(*here), along, batch_sizes, dropout)  # type: ignore[arg-type]
+        pairs = zip((*first, *plain), (*outputs_dot, *outputs), strict=True)
+        products = [(d * o).sum() for d, o in pairs if d is not None and o is not None]
+        return sum(products, inputs.x.new_zeros(())), [o for o in outputs_dot if o is not None]
+
+    given = [t for t, flag in zip(both, chosen, strict=True) if flag]
+    with undisturbed(inputs.x.device):
+        S, pull, (y, h_n, *c_n) = torch.func.vjp(number, *given, has_aux=True)  # type: ignore[misc]  # aux is the third
+        grads = pull(torch.ones_like(S))
+    return Outputs(y, h_n, c_n[0] if c_n else None), *placed(grads, [None] * len(both))
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What stands in for a kernel takes numbers as they are, so without autocast, and uses torch.func, which refuses to
+    run where hooks on saved tensors are set."""
+    hooks, autograd = [], torch._C._autograd
+    while (pair := autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(pair)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for pair in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*pair)
 
 
 def _lists(count: int) -> list[list[Tensor]]:
     return [[] for _ in range(count)]
+
+
+def _counts(x: Tensor, batch_sizes: Tensor | None) -> list[int]:
+    """Number of sequences at each step."""
+    if batch_sizes is None:
+        return [x.size(1)] * x.size(0)
+    counts = batch_sizes.tolist()
+    if any(isinstance(n, torch.SymInt) for n in counts):
+        raise NotImplementedError(
+            "rnnfast: torch.compile cannot trace third derivatives, or forward mode over forward mode, of packed "
+            "sequences, whose lengths it does not know. Where the weights require gradients, it traces one derivative "
+            "more than was asked for. Use padded sequences, or compile something smaller."
+        )
+    return counts
 
 
 def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
@@ -233,36 +299,52 @@ def _state(states: Tensor | None, k: int, shape: tuple[int, int], like: Tensor) 
     return like.new_zeros(shape) if states is None else states[k]
 
 
+def _first(n: int, states: Tensor) -> Tensor:
+    return states if len(states) == n else states[:n]
+
+
+def _put_first(some: Tensor, states: Tensor) -> Tensor:
+    return some if len(states) == len(some) else torch.cat([some, states[len(some) :]])
+
+
 _Dual = tuple[Tensor, Tensor]  # a value and its derivative along the direction
+_Weight = tuple[Tensor, Tensor | None]  # the same; None: zeros
 
 
 class _DualCell:
     """One layer and direction, values and derivatives side by side."""
 
-    def __init__(self, stack: Stack, H: int, w: list[Tensor], w_dot: list[Tensor]) -> None:
-        self.stack, self.H = stack, H
+    def __init__(self, stack: Stack, w: list[Tensor], w_dot: list[Tensor | None]) -> None:
+        self.stack = stack
         pairs = list(zip(w, w_dot, strict=True))
         self.w_ih, self.w_hh = pairs[:2]
         self.biases = pairs[2:4] if stack.bias else []
         self.w_hr = pairs[-1] if len(pairs) == (5 if stack.bias else 3) else None
 
-    def step(self, x: _Dual, h: _Dual, c: _Dual) -> tuple[Tensor, _Dual, _Dual]:
-        """z_dot (n,G,H), c_t, h_t"""
-        both = self._product(x, self.w_ih), self._product(h, self.w_hh), *self.biases
-        z, z_dot = (sum(one[1:], one[0]).view(-1, self.stack.gates, self.H) for one in zip(*both, strict=True))
+    def project(self, x: _Dual) -> _Dual:
+        """What enters the pre-activations (N,G*H) from outside."""
+        z, z_dot = self._product(x, self.w_ih)
+        for b, b_dot in self.biases:
+            z, z_dot = z + b, z_dot if b_dot is None else z_dot + b_dot
+        return z, z_dot
+
+    def step(self, z: _Dual, h: _Dual, c: _Dual) -> tuple[Tensor, _Dual, _Dual]:
+        """z_dot (n,G*H), c_t, h_t"""
+        zs = [a + b for a, b in zip(z, self._product(h, self.w_hh), strict=True)]
+        gates: list[_Dual] = list(zip(*(a.chunk(self.stack.gates, 1) for a in zs), strict=True))
         if not self.stack.lstm:
-            out = _bend(torch.relu if self.stack.cell == 1 else torch.tanh, (z[:, 0], z_dot[:, 0]))
-            return z_dot, c, out
-        i, f, o = (_bend(torch.sigmoid, (z[:, k], z_dot[:, k])) for k in (0, 1, 3))
-        g = _bend(torch.tanh, (z[:, 2], z_dot[:, 2]))
+            return zs[1], c, _bend(torch.relu if self.stack.cell == 1 else torch.tanh, gates[0])
+        i, f, o = (_bend(torch.sigmoid, gates[k]) for k in (0, 1, 3))
+        g = _bend(torch.tanh, gates[2])
         c = f[0] * c[0] + i[0] * g[0], f[1] * c[0] + f[0] * c[1] + i[1] * g[0] + i[0] * g[1]
         t = _bend(torch.tanh, c)
         m = o[0] * t[0], o[1] * t[0] + o[0] * t[1]
-        return z_dot, c, m if self.w_hr is None else self._product(m, self.w_hr)
+        return zs[1], c, m if self.w_hr is None else self._product(m, self.w_hr)
 
     @staticmethod
-    def _product(a: _Dual, w: _Dual) -> _Dual:
-        return a[0] @ w[0].T, a[1] @ w[0].T + a[0] @ w[1].T
+    def _product(a: _Dual, w: _Weight) -> _Dual:
+        dot = a[1] @ w[0].T
+        return a[0] @ w[0].T, dot if w[1] is None else dot + a[0] @ w[1].T
 
 
 _SLOPE: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {  # of a nonlinearity, by its value

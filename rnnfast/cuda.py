@@ -545,36 +545,18 @@ def second(
     if groups > 1:
         return _second_by_groups(past, tangents, first, plain, wanted_first, wanted_plain, groups)
     call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
-    at = [None if t is None else t.detach().requires_grad_() for t in past.inputs.flat()]
-    along = [
-        None if t is None else (torch.zeros_like(t) if v is None else v).detach().requires_grad_()
-        for t, v in zip(at, call.dense_inputs("tangent of ", tangents.flat()), strict=True)
-    ]
-    with torch.enable_grad():
-        x, h0, c0, *weights = at
-        inputs = Inputs(x, h0, c0, weights)  # type: ignore[arg-type]  # x and the weights are there
-        directions = SomeInputs(along[0], along[1], along[2], along[3:])
-        outputs, outputs_dot, _ = composite.with_tangents(
-            past.stack, inputs, directions, past.batch_sizes, past.dropout
-        )
-        pairs = [(d, o) for ds, os in ((first, outputs_dot), (plain, outputs)) for d, o in zip(ds, os, strict=True)]
-        of = [(o, d) for d, o in pairs if d is not None and o is not None]
-
-    def gradients(leaves: Sequence[Tensor | None], wanted: Sequence[bool], last: bool) -> SomeInputs:
-        chosen = [t for t, want in zip(leaves, wanted, strict=True) if want and t is not None]
-        some: Any = [torch.zeros_like(t) for t in chosen]
-        if of and chosen:
-            outs, ds = zip(*of, strict=True)
-            some = torch.autograd.grad(outs, chosen, ds, retain_graph=not last, materialize_grads=True)
-        given = iter(some)
-        x, h0, c0, *weights = (
-            next(given) if want and t is not None else None for t, want in zip(leaves, wanted, strict=True)
-        )
-        return SomeInputs(x, h0, c0, weights)
-
-    to_first, to_plain = gradients(along, wanted_first, False), gradients(at, wanted_plain, True)
-    detached = Outputs(*(None if o is None else o.detach() for o in outputs_dot))  # type: ignore[arg-type]
-    return detached, to_first, to_plain
+    x, h0, c0, *weights = call.dense_inputs("tangent of ", tangents.flat())
+    return composite.second(
+        past.stack,
+        past.inputs,
+        SomeInputs(x, h0, c0, weights),
+        past.batch_sizes,
+        past.dropout,
+        first,
+        plain,
+        wanted_first,
+        wanted_plain,
+    )
 
 
 class _Part:

@@ -6,21 +6,26 @@ One call runs a whole stack of layers and directions, and is one node of the gra
     _Forward   outputs(inputs)                               reverse: _Backward   forward mode: _Tangent
     _Backward  gradients(inputs, cotangents), linear in the latter   both modes: _Second; reverse also in two halves
     _Tangent   tangent outputs(inputs, tangents), linear in the latter   reverse: _Second, _Backward
-    _Second    second derivatives; the last of the line
+    _Second    second derivatives; the last that has a kernel
+
+Derivatives that have no kernel, those of _Second and of _Tangent along the inputs, are torch's own, of the same node
+written in torch's operators (`rnnfast.composite`); so they can be differentiated and transformed any number of times.
 
 Double backward goes through _Backward and through _Forward in any case, since cotangents come from outputs. So
 _Backward gives the gradients of its own arguments, of what _Forward gave and kept among them, and one pass of _Forward
 carries all of it to the inputs. Where the second derivative is differentiated or transformed itself, and on a GPU,
 _Second gives gradients of the inputs at once.
 
-Under vmap the mapped dimension joins the batch, and `groups` keeps the weight gradients of the samples apart. Dynamo
-(torch.compile) refuses a Function with a `jvp` of its own, so there the whole call is one opaque function of its graph,
-and AOTAutograd traces the nodes; what they call are the torch.library ops of `rnnfast.library`.
+Under vmap the mapped dimension joins the batch, and `groups` keeps the weight gradients of the samples apart; under
+torch's older vmap, too, which runs these nodes for torch.autograd.grad(is_grads_batched=True) and for
+torch.autograd.functional (vectorize=True). Dynamo (torch.compile) refuses a Function with a `jvp` of its own, so there
+the whole call is one opaque function of its graph, and AOTAutograd traces the nodes; what they call are the
+torch.library ops of `rnnfast.library`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -32,6 +37,7 @@ from torch._C._functorch import (
     _unwrap_batched,
     _unwrap_for_grad,
     _wrap_for_grad,
+    is_legacy_batchedtensor,
     maybe_get_level,
     peek_interpreter_stack,
 )
@@ -48,7 +54,7 @@ from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnnfast import library, linear
+from rnnfast import composite, library, linear
 from rnnfast.batching import Kind, vmap_rule
 from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
@@ -85,7 +91,8 @@ def recurrent(
 
     Returns:
         y (T,B,D*R) or (N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) (None for Elman), differentiable in x, h0, c0, weights:
-        twice in reverse mode, once in forward mode, and once each in either order.
+        by kernels twice in reverse mode, once in forward mode, and once each in either order; beyond that by torch's
+        operators, after one warning.
 
     Raises:
         RuntimeError: a tensor has another shape, dtype or device than the rest asks for.
@@ -124,8 +131,12 @@ def _is_recorded() -> bool:
 
 
 def _is_transformed() -> bool:
-    """Is a torch.func transform or a forward-mode level active?"""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Is a torch.func transform, a forward-mode level or torch's older vmap active?"""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _is_tls_included(_OLD_VMAP_MODE)
+    )
 
 
 def _in_forward_mode_alone(stack: Stack, inputs: Inputs, batch_sizes, dropout) -> Outputs | None:
@@ -133,7 +144,7 @@ def _in_forward_mode_alone(stack: Stack, inputs: Inputs, batch_sizes, dropout) -
     args, interpreter = [*inputs.flat(), batch_sizes, dropout], peek_interpreter_stack()
     both = None
     if interpreter is None:
-        if forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0 and not _is_tls_included(_OLD_VMAP_MODE):
             both = _dual(stack, [_as_dual(arg) for arg in args])
     elif interpreter.key() == TransformType.Jvp:
         pairs = _on_level_below(args, interpreter.level())
@@ -210,14 +221,19 @@ def _present(tensors: Any) -> tuple[Tensor, ...]:
     return tuple(t for t in tensors if t is not None)
 
 
-def _wanted(flags: tuple[bool, ...], some: Any) -> list[Any]:
+def _wanted(flags: Sequence[bool], some: Any) -> list[Any]:
     """Puts what was given for the wanted ones back in its places."""
     values = iter(some)
     return [next(values) if flag else None for flag in flags]
 
 
-def _only(flags: tuple[bool, ...], values: Any) -> list[Any]:
+def _only(flags: Sequence[bool], values: Any) -> list[Any]:
     return [value for flag, value in zip(flags, values, strict=True) if flag]
+
+
+def _chosen(wanted: Any, grads: Any) -> list[Any]:
+    """Of each set of gradients the wanted ones."""
+    return [g for flags, some in zip(wanted, grads, strict=True) for g in _only(flags, some.flat())]
 
 
 def _all_none(values: Any) -> bool:
@@ -244,6 +260,8 @@ class _Node(torch.autograd.Function):
         args = unwrap_dead_wrappers(args)
         interpreter = peek_interpreter_stack()
         if interpreter is None:
+            if _is_tls_included(_OLD_VMAP_MODE) and (level := max(map(_old_vmap_level, args))):
+                return _apply_old_vmap(cls, level, args)
             return super(torch.autograd.Function, cls).apply(*args)
         if interpreter.key() == TransformType.Jvp:
             return _apply_forward_mode(cls, JvpInterpreter(interpreter), args)
@@ -305,6 +323,39 @@ def _apply_functionalized(node: type[_Node], interpreter: FunctionalizeInterpret
     return level.wrap_tensors(outputs)
 
 
+# torch's older vmap (torch._vmap_internals), with levels and tensors of its own, runs many cotangents or tangents at
+# once for torch.autograd.grad(is_grads_batched=True), torch.autograd.functional and torch.autograd.gradcheck. It is no
+# interpreter of torch.func's; a key of the dispatcher says that it is active, which the threads of the backward pass
+# inherit. The nodes of the graph are below it.
+
+_OLD_VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
+_is_tls_included = torch._C._dispatch_tls_is_dispatch_key_included
+
+
+def _old_vmap_level(arg: Any) -> int:
+    """The innermost level at which an argument is mapped; 0 if at none."""
+    level = 0
+    while isinstance(arg, Tensor) and is_legacy_batchedtensor(arg):
+        level += 1
+        arg = torch._remove_batch_dim(arg, level, 1, 0)  # does no more than add a dimension where it is not mapped
+    return level
+
+
+def _apply_old_vmap(node: type[_Node], level: int, args: tuple) -> tuple[Tensor, ...]:
+    """The node's own rule, on the level below, as `_apply_vmap` does."""
+    dims = tuple(0 if _old_vmap_level(arg) == level else None for arg in args)
+    pairs = zip(args, dims, strict=True)
+    values = [arg if dim is None else torch._remove_batch_dim(arg, level, 1, dim) for arg, dim in pairs]
+    size = next(value.size(0) for value, dim in zip(values, dims, strict=True) if dim == 0)
+    outputs, out_dims = node.vmap(VmapInfo(size, "error"), dims, *values)
+    # Forward mode cannot keep a tangent whose strides, without that dimension, are not those of its value.
+    both = zip(outputs, out_dims, strict=True)
+    return tuple(
+        output if dim is None else torch._add_batch_dim(output.movedim(dim, 0).contiguous(), 0, level)
+        for output, dim in both
+    )
+
+
 _DUAL = 0  # the level of dual numbers, torch's only one, which Dynamo's graphs enter without forward_ad's knowledge
 
 
@@ -356,6 +407,63 @@ def _on_level_below(args: Iterable[Any], level: int) -> list[tuple[Any, Tensor |
 def _unwrapped_dual(arg: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
     value, tangent = _as_dual(arg)
     return _unwrap_for_grad(value, level), None if tangent is None else _unwrap_for_grad(tangent, level)
+
+
+def _asked_for(ctx: Any, saved: Any) -> list[bool]:
+    """Of each tensor that the node was given, all of them saved: does the backward pass that runs go on to it? It may
+    have been asked for fewer gradients than those of what requires one, which is all that needs_input_grad says."""
+    edges = iter(ctx.next_functions)  # one for each tensor
+    return [arg is not None and _is_run(next(edges)[0]) for arg in saved]
+
+
+def _is_run(node: Any) -> bool:
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that is asked for, or nobody knows
+        return True
+
+
+# --- derivatives without a kernel -------------------------------------------------------------------------------------
+#
+# are torch's, of the node's `composite`: what it computes from its arguments after the constants, in torch's operators.
+
+_CONSTANTS = 1 + len(_PAST_KINDS)  # spec, batch_sizes, dropout; y and reserve, which the composite finds again
+
+
+def _composite_at(node: Any, spec: _Spec, saved: Any, chosen: Sequence[bool]) -> tuple[Callable, list[Tensor]]:
+    """The composite as a function of the chosen arguments, and the values of these."""
+    from rnnfast.modules import _warn_once
+
+    _warn_once("forward mode over forward mode" if node is _Tangent else "third derivatives")
+    batch_sizes, dropout, _, _, *given = saved
+
+    def function(*some: Tensor) -> tuple[Tensor, ...]:
+        values = iter(some)
+        args = [next(values) if flag else arg for flag, arg in zip(chosen, given, strict=True)]
+        return node.composite(spec, batch_sizes, dropout, *args)
+
+    return function, _only(chosen, given)
+
+
+def _gradients_by_composite(
+    node: Any, spec: _Spec, saved: Any, cotangents: Any, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Of the arguments after the constants those that are wanted."""
+    function, at = _composite_at(node, spec, saved, wanted)
+    needed = [d is not None for d in cotangents]
+    with composite.undisturbed(at[0].device):
+        _, pull, *_ = torch.func.vjp(lambda *some: tuple(_only(needed, function(*some))), *at)
+        return _wanted(wanted, pull(_present(cotangents)))
+
+
+def _tangents_by_composite(node: Any, spec: _Spec, saved: Any, tangents: Any) -> tuple[Tensor, ...]:
+    """Along the tangents of the arguments after the constants: the transpose of the gradients, which are linear in the
+    cotangents. (torch.func.jvp refuses to run within torch.autograd.forward_ad.)"""
+    function, at = _composite_at(node, spec, saved, [v is not None for v in tangents])
+    with composite.undisturbed(at[0].device):
+        outputs, pull, *_ = torch.func.vjp(function, *at)
+        _, push, *_ = torch.func.vjp(lambda *cotangents: pull(cotangents), *map(torch.zeros_like, outputs))
+        return push(_present(tangents))
 
 
 class _Forward(_Node):
@@ -437,11 +545,12 @@ class _Backward(_Node):
         spec, n = ctx.spec, len(ctx.spec.wanted_plain)
         if _all_none(tangents):
             return (None,) * len(ctx.needs_input_grad)
-        past, cotangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:7], ctx.saved_tensors[7 : 7 + n]
+        saved = ctx.saved_tensors
+        past, cotangents, inputs = saved[:4], saved[4:7], saved[7 : 7 + n]
         tangents = _wanted(spec.wanted_plain, tangents)
         wanted = ctx.needs_input_grad[8:]
         if any(wanted) and spec.keep and not _is_recorded():
-            return _Backward.backward_local(ctx, tangents)
+            return _Backward.backward_local(ctx, saved, tangents)
         if any(wanted):
             second = _Spec(spec.stack, (False,) * len(wanted), wanted)
             some = _Second.apply(second, *past, *cotangents, None, None, None, *tangents, *inputs)
@@ -454,11 +563,11 @@ class _Backward(_Node):
         return *(None,) * 5, *for_cotangents, *_wanted(wanted, some[len(_output_kinds(spec.stack)) :])
 
     @staticmethod
-    def backward_local(ctx, tangents):
+    def backward_local(ctx, saved, tangents):
         """The same in two halves, of which this is the first: what y and the reserve get here, `_Forward` carries on to
         the inputs, in the one backward pass that it makes anyhow where the cotangents depend on y."""
         spec, n = ctx.spec, len(tangents)
-        *rest, swept = ctx.saved_tensors
+        *rest, swept = saved
         past = _past(spec.stack, *rest[:4], rest[-n:])
         outputs, grads, bend = library.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
         pairs = zip(outputs, ctx.needs_input_grad[5:8], strict=True)
@@ -467,7 +576,8 @@ class _Backward(_Node):
     @staticmethod
     def jvp(ctx, *tangents):
         spec = ctx.spec
-        past, cotangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4:7], ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors
+        past, cotangents, inputs = saved[:4], saved[4:7], saved[7:]
         cotangents_dot, inputs_dot = tangents[5:8], tangents[8:]
         if _all_none(inputs_dot):
             return _Backward.apply(spec, *past, *cotangents_dot, *inputs)
@@ -499,7 +609,8 @@ class _Tangent(_Node):
     @staticmethod
     def backward(ctx, *cotangents):
         spec, n = ctx.spec, len(ctx.spec.wanted_plain)
-        past, tangents, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4 : 4 + n], ctx.saved_tensors[4 + n :]
+        saved = ctx.saved_tensors
+        past, tangents, inputs = saved[:4], saved[4 : 4 + n], saved[4 + n :]
         wanted_first, wanted = ctx.needs_input_grad[5 : 5 + n], ctx.needs_input_grad[5 + n :]
         if _all_none(cotangents):
             return (None,) * len(ctx.needs_input_grad)
@@ -514,14 +625,16 @@ class _Tangent(_Node):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        n = len(ctx.spec.wanted_plain)
+        spec, n, saved = ctx.spec, len(ctx.spec.wanted_plain), ctx.saved_tensors
         if not _all_none(tangents[5 + n :]):
-            raise NotImplementedError(
-                "rnnfast: forward mode over forward mode (jvp of jvp in the same inputs) has no kernel. Use forward "
-                "over reverse (jvp of grad, torch.func.hessian), or rnnfast.revert(model) for torch's own layers."
-            )
-        past, inputs = ctx.saved_tensors[:4], ctx.saved_tensors[4 + n :]
-        return _Tangent.apply(ctx.spec, *past, *tangents[5 : 5 + n], *inputs)
+            return _tangents_by_composite(_Tangent, spec, saved, tangents[_CONSTANTS:])
+        return _Tangent.apply(spec, *saved[:4], *tangents[5 : 5 + n], *saved[4 + n :])
+
+    @staticmethod
+    def composite(spec, batch_sizes, dropout, *both):
+        n = len(spec.wanted_plain)
+        tangents, inputs = _some_inputs(both[:n]), _inputs(both[n:])
+        return _present(composite.with_tangents(spec.stack, inputs, tangents, batch_sizes, dropout)[1])
 
     @staticmethod
     def vmap(info, in_dims, spec, *tensors):
@@ -540,20 +653,42 @@ class _Second(_Node):
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
         wanted = spec.wanted_first, spec.wanted_plain
         outputs, *grads = library.second(past, _some_inputs(both[:n]), first, plain, *wanted, spec.groups)
-        chosen = [g for flags, some in zip(wanted, grads, strict=True) for g in _only(flags, some.flat())]
-        return *_present(outputs), *chosen
+        return *_present(outputs), *_chosen(wanted, grads)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        _save_all(ctx, inputs)
 
     @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(_THIRD)
+    def backward(ctx, *cotangents):
+        """By a kernel as far as it is linear: in `tangents` and `plain`, what Hessian-vector products ask for."""
+        spec, n, saved = ctx.spec, len(ctx.spec.wanted_plain), ctx.saved_tensors
+        wanted = _asked_for(ctx, saved)[_CONSTANTS - 1 :]
+        if _all_none(cotangents) or not any(wanted):
+            return (None,) * len(ctx.needs_input_grad)
+        if any(wanted[:3]) or any(wanted[6 + n :]):
+            return *(None,) * _CONSTANTS, *_gradients_by_composite(_Second, spec, saved, cotangents, wanted)
+        m = len(_output_kinds(spec.stack))
+        past, first, inputs = saved[:4], saved[4:7], saved[10 + n :]
+        along = _wanted(spec.wanted_plain, cotangents[m + sum(spec.wanted_first) :])
+        second = _Spec(spec.stack, (False,) * n, tuple(wanted[6 : 6 + n]))
+        some = _Second.apply(second, *past, *first, *_some_outputs(spec.stack, cotangents[:m]), *along, *inputs)
+        for_plain = [
+            g if want else None for g, want in zip(_some_outputs(spec.stack, some[:m]), wanted[3:6], strict=True)
+        ]
+        return *(None,) * (_CONSTANTS + 3), *for_plain, *_wanted(second.wanted_plain, some[m:]), *(None,) * n
 
     @staticmethod
-    def jvp(ctx, *_):
-        raise NotImplementedError(_THIRD)
+    def jvp(ctx, *tangents):
+        return _tangents_by_composite(_Second, ctx.spec, ctx.saved_tensors, tangents[_CONSTANTS:])
+
+    @staticmethod
+    def composite(spec, batch_sizes, dropout, *rest):
+        first, plain, both = SomeOutputs(*rest[:3]), SomeOutputs(*rest[3:6]), rest[6:]
+        n, wanted = len(spec.wanted_plain), (spec.wanted_first, spec.wanted_plain)
+        tangents, inputs = _some_inputs(both[:n]), _inputs(both[n:])
+        outputs, *grads = composite.second(spec.stack, inputs, tangents, batch_sizes, dropout, first, plain, *wanted)
+        return *_present(outputs), *_chosen(wanted, grads)
 
     @staticmethod
     def vmap(info, in_dims, spec, *tensors):
@@ -561,9 +696,3 @@ class _Second(_Node):
         kinds_in = [*_PAST_KINDS, *_COTANGENT_KINDS, *_COTANGENT_KINDS, *kinds, *kinds]
         kinds_out = [*_output_kinds(spec.stack), *_only(spec.wanted_first, kinds), *_only(spec.wanted_plain, kinds)]
         return vmap_rule(_Second, info, in_dims, spec, tensors, kinds_in, kinds_out)
-
-
-_THIRD = (
-    "rnnfast: third derivatives have no kernel. Differentiate at most twice, or use rnnfast.revert(model) for torch's "
-    "own layers."
-)

@@ -59,6 +59,13 @@ class Problem:
         first = torch.autograd.grad(loss, leaves, create_graph=True)
         return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
 
+    def third(self, loss: Tensor) -> list[Tensor]:
+        """Gradients of a number of gradients of the squared norm of the gradients."""
+        leaves = list(self.leaves.values())
+        for _ in range(2):
+            loss = sum(g.square().sum() for g in torch.autograd.grad(loss, leaves, create_graph=True))
+        return list(torch.autograd.grad(loss, leaves))
+
 
 def assert_bits(got: list[Tensor], want: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -86,6 +93,19 @@ def test_second_derivatives_of_a_checkpoint(case: Case) -> None:
     problem = Problem(case)
     loss = problem.loss(lambda function, *inputs: checkpoint(function, *inputs, use_reentrant=False))
     assert_bits(problem.second(loss), problem.second(problem.loss()))
+
+
+@every_example
+def test_checkpoint_of_second_derivatives(case: Case) -> None:
+    """The squared norm of gradients, computed again for its own gradient; what was saved is unpacked once."""
+    problem = Problem(case)
+    leaves = list(problem.leaves.values())
+
+    def norm(*_: Tensor) -> Tensor:
+        return sum(g.square().sum() for g in torch.autograd.grad(problem.loss(), leaves, create_graph=True))
+
+    got = torch.autograd.grad(checkpoint(norm, *leaves, use_reentrant=False), leaves)
+    assert_bits(list(got), problem.second(problem.loss()))
 
 
 def test_checkpoint_drops_what_it_dropped(monkeypatch) -> None:
@@ -122,7 +142,7 @@ HOOKS: dict[str, Callable[[], Any]] = {
 @every_example
 @pytest.mark.parametrize("hooks", HOOKS)
 def test_saved_tensors_hooks(case: Case, hooks: str) -> None:
-    """Saved elsewhere, in another layout: the same bits, in second derivatives, too."""
+    """Saved elsewhere, in another layout: the same bits, in derivatives of any order."""
     problem = Problem(case)
     want = problem.gradients(problem.loss()), problem.second(problem.loss())
     with HOOKS[hooks]():
@@ -131,6 +151,8 @@ def test_saved_tensors_hooks(case: Case, hooks: str) -> None:
     assert_bits(problem.second(loss), want[1])
     with HOOKS[hooks]():
         assert_bits(problem.second(problem.loss()), want[1])
+        third = problem.third(problem.loss())
+    assert_close(third, problem.third(problem.loss()))  # torch's operators, whose bits depend on the layout
 
 
 @every_example

@@ -12,7 +12,8 @@ from test_gradcheck import op_of
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from rnnfast import kernels, ops
+import rnnfast
+from rnnfast import composite, kernels, modules, ops
 
 # relu has no second derivative where finite differences look across its bend
 SMOOTH_CASES = [case for case in GRADCHECK_CASES if case.mode != "RNN_RELU"]
@@ -27,16 +28,27 @@ every_example = pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: case.
 
 
 def torch_op(case: Case) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """The same function as op_of gives, by torch's own operators."""
+    """The same function as op_of gives, by torch's own operators: layer by layer, the dropout masks in between."""
     inputs = make_inputs(case)
     packed = () if inputs.packed is None else (inputs.packed.batch_sizes,)
+    function = getattr(torch._VF, case.mode.lower())
 
     def op(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        states = 2 if case.mode == "LSTM" else 1
-        hx, weights = rest[:states], list(rest[states:])
-        function = getattr(torch._VF, case.mode.lower())
-        arguments = (weights, case.bias, case.L, 0.0, False, case.D == 2)
-        return function(x, *packed, hx if states == 2 else hx[0], *arguments, *(() if packed else (False,)))
+        states = (2 if case.mode == "LSTM" else 1) if case.hx else 0
+        per, lasts = len(rest[states:]) // case.L, []
+        zeros = [
+            x.new_zeros(case.L * case.D, case.B, size)
+            for size in ([case.R, case.H] if case.mode == "LSTM" else [case.H])
+        ]
+        for layer in range(case.L):
+            hx = [state[layer * case.D : (layer + 1) * case.D] for state in rest[:states] or zeros]
+            weights = list(rest[states + layer * per : states + (layer + 1) * per])
+            arguments = (weights, case.bias, 1, 0.0, False, case.D == 2)
+            x, *last = function(x, *packed, hx if len(hx) == 2 else hx[0], *arguments, *(() if packed else (False,)))
+            lasts.append(last)
+            if inputs.dropout_masks is not None and layer < case.L - 1:
+                x = x * inputs.dropout_masks[layer]
+        return x, *(torch.cat(one) for one in zip(*lasts, strict=True))
 
     return op
 
@@ -187,8 +199,6 @@ def test_forward_mode_with_more_around_it(case: Case) -> None:
         slopes = vmap(lambda v: jvp(one, (x,), (v,))[1])(torch.stack([along, -along]))
         number = (slope.detach() * along).sum()
         torch.testing.assert_close(slopes, torch.stack([number, -number]), rtol=1e-10, atol=1e-10)
-        with pytest.raises(NotImplementedError, match="forward mode over forward mode"):
-            jvp(lambda x: jvp(one, (x,), (along,))[1], (x,), (along,))
 
 
 @pytest.mark.parametrize("case", [Case("LSTM", T=2, B=2, I=2, H=3, D=2), Case("RNN_TANH", T=3, B=1, I=2, H=3, L=2)])
@@ -215,6 +225,198 @@ def test_hessian() -> None:
         torch.testing.assert_close(jacrev(jacrev(at[0]))(values[i]), want)
         torch.testing.assert_close(torch.autograd.functional.hessian(at[0], values[i]), want)
 
+
+# ------------------------------------------------------------------------------ where no kernel goes on
+
+SMALL = [
+    Case("LSTM", T=3, B=2, I=2, H=3, L=2, dropout=0.5),
+    Case("LSTM", T=3, B=2, I=2, H=3, D=2, proj=2, bias=False, lengths=(3, 1)),
+    Case("LSTM", T=3, B=2, I=2, H=3, hx=False),
+    Case("RNN_TANH", T=3, B=2, I=2, H=3, L=2, D=2, lengths=(1, 3), dropout=0.5),
+    Case("RNN_RELU", T=3, B=2, I=2, H=3, L=2),
+]
+every_small = pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
+
+
+def slope(f: Callable, direction: tuple[torch.Tensor, ...], mode: str) -> Callable:
+    """The derivative of f along a direction: by torch.func in forward or reverse mode, or by autograd."""
+
+    def along(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return sum((g * v).sum() for g, v in zip(gradients, direction, strict=True))
+
+    return {
+        "f": lambda *at: jvp(f, at, direction)[1],
+        "r": lambda *at: along(grad(f, tuple(range(len(at))))(*at)),
+        "a": lambda *at: along(torch.autograd.grad(f(*at), at, create_graph=True)),
+    }[mode]
+
+
+@every_small
+@pytest.mark.parametrize("modes", ["aa", "rr", "ff", "rf", "fr", "aaa", "frf"])
+def test_higher_derivatives(case: Case, modes: str) -> None:
+    """Of third and fourth order: all but the last along a direction, the last in both modes."""
+    values, *functions = leaves_of(case)
+    torch.manual_seed(0)
+    direction = tuple(torch.randn_like(value) for value in values)
+    at = [value.clone().requires_grad_() for value in values]
+    gradients, numbers = [], []
+    for function, ways in zip(functions, (modes, "a" * len(modes)), strict=True):
+        for mode in ways:
+            function = slope(function, direction, mode)
+        numbers.append(function)
+        gradients.append(torch.autograd.grad(function(*at), at))
+    assert_equal(*gradients)
+    if "a" not in modes:
+        assert_equal(grad(numbers[0], tuple(range(len(at))))(*values), gradients[1])
+        along = sum((g * v).sum() for g, v in zip(gradients[1], direction, strict=True))
+        torch.testing.assert_close(jvp(numbers[0], tuple(values), direction)[1], along, rtol=1e-10, atol=1e-10)
+
+
+@every_small
+@pytest.mark.parametrize("i", [0, 1, 2, -1])
+def test_hessians_by_every_way(case: Case, i: int) -> None:
+    values, *functions = leaves_of(case)
+    one, truth = (
+        lambda v, f=f: f(*[v if k == i % len(values) else u for k, u in enumerate(values)]) for f in functions
+    )
+    value, direction = values[i], torch.randn_like(values[i])
+    of = torch.autograd.functional
+    want = of.hessian(truth, value)
+    got = [
+        of.hessian(one, value, vectorize=True, outer_jacobian_strategy=f"{mode}-mode")
+        for mode in ("reverse", "forward")
+    ]
+    got += [transform(one)(value) for transform in (hessian, lambda f: jacfwd(jacfwd(f)), lambda f: jacrev(jacfwd(f)))]
+    for some in got:
+        torch.testing.assert_close(some, want, rtol=1e-10, atol=1e-10)
+    curved = (want.reshape(value.numel(), -1) @ direction.flatten()).view_as(value)
+    torch.testing.assert_close(of.hvp(one, value, direction)[1], curved, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(of.vhp(one, value, direction)[1], curved, rtol=1e-10, atol=1e-10)
+
+
+def test_one_warning_where_torch_takes_over(weights, monkeypatch) -> None:
+    monkeypatch.setattr(modules, "_warned", set())
+    x = torch.randn(3, 1, 3, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(modules.FallbackWarning) as caught:
+        for _ in range(2):
+            number = layer_loss(weights, x)
+            for _ in range(3):
+                (g,) = torch.autograd.grad(number, x, create_graph=True)
+                number = g.sin().sum()
+            jvp(lambda x: jvp(lambda x: layer_loss(weights, x), (x,), (x,))[1], (x,), (x,))
+    assert [str(one.message).split(";")[0].removeprefix("rnnfast has no kernel for ") for one in caught] == [
+        "third derivatives",
+        "forward mode over forward mode",
+    ]
+
+
+@every_example
+def test_hessian_vector_products_by_kernels(case: Case, monkeypatch) -> None:
+    """By differentiating a third time, in what the second derivative is linear in."""
+    values, loss, truth = leaves_of(case)
+    direction = tuple(torch.randn_like(value) for value in values)
+    want = torch.autograd.functional.vhp(truth, tuple(values), direction)[1]
+    monkeypatch.delattr(composite, "with_tangents")  # not to be called
+    assert_equal(torch.autograd.functional.hvp(loss, tuple(values), direction)[1], want)
+
+
+@pytest.mark.parametrize("case", [SMALL[3], SMALL[4]], ids=lambda case: case.id)
+def test_higher_derivatives_of_samples(case: Case) -> None:
+    """vmap over those that torch's operators compute, and forward mode over gradients of samples."""
+    (x, *rest), loss, _ = leaves_of(case)
+    xs, vs = torch.randn(2, 3, *x.shape, dtype=x.dtype)
+
+    def third(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return grad(slope(slope(lambda x: loss(x, *rest), (v,), "r"), (v,), "f"))(x)
+
+    assert_equal(vmap(third)(xs, vs), tuple(map(third, xs, vs)))
+    every = grad(lambda x, *rest: loss(x, *rest), tuple(range(1 + len(rest))))
+    with forward_ad.dual_level():
+        duals = vmap(every, (0, *[None] * len(rest)))(forward_ad.make_dual(xs, vs), *rest)
+        tangents = [forward_ad.unpack_dual(dual).tangent for dual in duals]
+    for k in range(3):
+        want = jvp(lambda x: every(x, *rest), (xs[k],), (vs[k],))[1]
+        assert_equal(tuple(t[k] for t in tangents), want)
+
+
+def test_higher_derivatives_inside_compile() -> None:
+    torch._dynamo.reset()
+    layer, x = rnnfast.RNN(2, 3, dtype=torch.float64), torch.randn(3, 2, 2, dtype=torch.float64)
+
+    def curve(x: torch.Tensor) -> torch.Tensor:  # of which the compiler traces a derivative, since the weights need one
+        return jvp(grad(lambda x: layer(x)[0].sin().sum()), (x,), (x.cos(),))[1]
+
+    compiled = torch.compile(curve, fullgraph=True, backend="aot_eager")
+    got, want = (torch.autograd.grad(f(x).sin().sum(), list(layer.parameters())) for f in (compiled, curve))
+    assert_equal(got, want)
+
+
+# --------------------------------------------------------------- many at once, by torch's vmap of old
+
+
+@every_small
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_many_cotangents_at_once(case: Case, order: int, create_graph: bool) -> None:
+    values, _, _ = leaves_of(case)
+    _, op = op_of(case, make_inputs(case))
+    at = [value.clone().requires_grad_() for value in values]
+    outputs = op(*at)
+    for _ in range(order - 1):
+        outputs = torch.autograd.grad(sum(y.sin().sum() for y in outputs), at, create_graph=True)
+    some = [torch.randn(3, *y.shape, dtype=y.dtype) for y in outputs]
+    got = torch.autograd.grad(outputs, at, some, is_grads_batched=True, retain_graph=True, create_graph=create_graph)
+    each = [
+        torch.autograd.grad(outputs, at, [s[k] for s in some], retain_graph=True, create_graph=create_graph)
+        for k in range(3)
+    ]
+    want = tuple(map(torch.stack, zip(*each, strict=True)))
+    assert_equal(got, want)
+    if create_graph:
+        assert_equal(
+            *(torch.autograd.grad(sum(g.sin().sum() for g in some), at, retain_graph=True) for some in (got, want))
+        )
+
+
+@every_small
+def test_vectorized_jacobians(case: Case) -> None:
+    """Of everything in everything, and one of the other."""
+    values, _, _ = leaves_of(case)
+    _, op = op_of(case, make_inputs(case))
+    of = torch.autograd.functional
+    want = of.jacobian(torch_op(case), tuple(values))
+    for mode in ("reverse", "forward"):
+        got = of.jacobian(op, tuple(values), vectorize=True, strategy=f"{mode}-mode")
+        for rows in zip(got, want, strict=True):
+            assert_equal(*rows)
+    x, *rest = values
+    nested = [
+        of.jacobian(
+            lambda x, c=c, v=v: of.jacobian(lambda x: op(x, *rest)[0], x, create_graph=c, vectorize=v), x, vectorize=v
+        )
+        for c, v in ((True, True), (True, False))
+    ]
+    torch.testing.assert_close(*nested, rtol=1e-10, atol=1e-10)
+
+
+def test_many_models_at_once() -> None:
+    """The map itself, nested: of inputs and of weights, without a graph."""
+    case = Case("RNN_TANH", T=3, B=2, I=2, H=3)
+    values, _, _ = leaves_of(case)
+    _, op = op_of(case, make_inputs(case))
+    xs, ws = (
+        torch.randn(2, 3, *values[0].shape, dtype=torch.float64),
+        torch.randn(3, *values[2].shape, dtype=torch.float64),
+    )
+    old = torch._vmap_internals._vmap
+    got = old(lambda xs: old(lambda x, w: op(x, values[1], w, *values[3:])[0])(xs, ws))(xs)
+    want = torch.stack(
+        [torch.stack([op(x, values[1], w, *values[3:])[0] for x, w in zip(some, ws, strict=True)]) for some in xs]
+    )
+    torch.testing.assert_close(got, want)
+
+
+# ------------------------------------------------------------------------------------------------ samples
 
 K = 5  # samples or models
 
@@ -274,12 +476,8 @@ def test_nested_vmap_and_gradient_of_per_sample_gradients(weights) -> None:
     assert_equal(mapped, looped)
 
 
-def test_what_has_no_kernel_says_so(weights) -> None:
+def test_lengths_cannot_be_mapped(weights) -> None:
     x = torch.randn(3, 1, 3, dtype=torch.float64)
-    with pytest.raises(NotImplementedError, match="forward mode over forward mode"):
-        jvp(lambda x: jvp(lambda x: layer_loss(weights, x), (x,), (x,))[1], (x,), (x,))
-    with pytest.raises(NotImplementedError, match="third derivatives"):
-        grad(lambda x: grad(lambda x: grad(lambda x: layer_loss(weights, x))(x).sin().sum())(x).sin().sum())(x)
     with pytest.raises(RuntimeError, match="lengths must be shared"):
         vmap(lambda n: ops.recurrent("LSTM", x[:, 0], n, None, None, list(weights), 2, True, True)[0])(
             torch.ones(2, 3, dtype=torch.int64)

@@ -87,3 +87,30 @@ def test_only_what_needs_a_gradient(case: Case, wanted: str) -> None:
 def test_nothing_needs_a_gradient(case: Case) -> None:
     leaves, op = op_of(case, make_inputs(case))
     assert not any(output.requires_grad for output in op(*leaves.values()))
+
+
+@pytest.mark.parametrize("case", FULL_CASES, ids=lambda case: case.id)
+def test_many_at_once(case: Case) -> None:
+    """The checks that torch makes with its older vmap, in both modes and orders."""
+    leaves, op = op_of(case, make_inputs(case))
+    values = [a.requires_grad_() for a in leaves.values()]
+    both = {"check_batched_grad": True, "fast_mode": True}
+    assert torch.autograd.gradcheck(op, values, check_forward_ad=True, check_batched_forward_grad=True, **both)
+    assert torch.autograd.gradgradcheck(op, values, check_fwd_over_rev=True, **both)
+
+
+@pytest.mark.parametrize("of", ["gradients", "tangents"])
+@pytest.mark.parametrize("lengths", [(3, 1), None], ids=["packed", "padded"])
+def test_third_derivatives(lengths: tuple[int, ...] | None, of: str) -> None:
+    case = Case("RNN_TANH" if lengths is None else "LSTM", T=3, B=2, I=2, H=3, lengths=lengths)
+    leaves, op = op_of(case, make_inputs(case))
+    values = [a.requires_grad_() for a in leaves.values()]
+    direction = tuple(torch.cos(3 * a.detach()) for a in values)
+
+    def function(*at: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if of == "tangents":
+            return torch.func.jvp(op, at, direction)[1]
+        return torch.autograd.grad(sum(y.sin().sum() for y in op(*at)), at, create_graph=True)
+
+    forward = of == "gradients"  # torch nests no forward mode in its own check
+    assert torch.autograd.gradgradcheck(function, values, check_fwd_over_rev=forward, fast_mode=True)
