@@ -2,7 +2,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/runtime/memory.h"
 #include "cpu/stack/layout.h"
 #include "rnnfast.h"
 #include "tensors.h"
@@ -154,13 +153,6 @@ void second_at(const Shape& s, int threads, const Addresses& inputs, Address dro
     second(s, past, at<const T>(adjoints), dot, to, saved, threads);
 }
 
-// Memory that a tensor can stand on.
-struct SharedMemory {
-    explicit SharedMemory(size_t bytes) : memory(bytes), bytes(bytes) {}
-    Memory memory;
-    size_t bytes;
-};
-
 // Weights: w, starts, w_in, bias, leak, scale.
 template <class T>
 std::unique_ptr<Reservoirs<T>> make_reservoirs(int unit, int64_t M, int64_t Q, int64_t I, int64_t H, int64_t F,
@@ -242,11 +234,6 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init<py::object, std::vector<Layout::Shape>, int>(), py::arg("tensor_type"), py::arg("shapes"),
              py::arg("bytes"))
         .def("addresses", &Layout::addresses, py::arg("tensors"));
-    py::class_<SharedMemory>(m, "Memory", py::buffer_protocol())
-        .def(py::init<size_t>(), py::arg("bytes"))
-        .def_buffer(
-            [](const SharedMemory& s) { return py::buffer_info(static_cast<uint8_t*>(s.memory.data()), s.bytes); });
-    m.attr("LARGE_MEMORY") = Memory::large;
     m.def("forward_float32", &forward_at<float>);
     m.def("forward_float64", &forward_at<double>);
     m.def("forward_dual_float32", &forward_dual_at<float>);

@@ -19,11 +19,32 @@ class Shape:
     @property
     def rows(self) -> int: ...
     @property
-    def reserve_per_row(self) -> int: ...
+    def reserve(self) -> ReserveLayout: ...
     @property
-    def swept(self) -> Swept: ...
+    def adjoints(self) -> AdjointLayout: ...
 
-class Swept:
+class Cell:
+    """What is known of a cell of csrc/cells/list.h."""
+
+    name: str
+    index: int
+    gates: int
+    has_state: bool
+    saves_gates: bool
+    projects: bool
+
+def cells() -> list[Cell]: ...
+
+class ReserveLayout:
+    """Offsets in what a training forward pass saves."""
+
+    gates: int
+    c: int
+    m: int
+    hidden: int
+    size: int
+
+class AdjointLayout:
     """Offsets in what a backward pass leaves."""
 
     dz_stride: int
@@ -38,84 +59,122 @@ class Layout:
     def addresses(self, tensors: Sequence[object]) -> Addresses | None:
         """0 for None. None: not all are laid out so, or torch is too old to tell (before 2.10)."""
 
-class Memory:
-    """Uninitialised; has the buffer protocol."""
-
-    def __init__(self, bytes: int) -> None: ...
-
-LARGE_MEMORY: int  # bytes from which on Memory is kept for the next call
-
 Addresses = list[int]
 
-def forward_float32(shape: Shape, threads: int, parameters: Addresses, arrays: Addresses) -> None: ...
-def forward_float64(shape: Shape, threads: int, parameters: Addresses, arrays: Addresses) -> None: ...
+# inputs: x, h0, c0, then the weights as in torch; outputs: y, h_n, c_n. Tangents, cotangents and gradients alike.
+def forward_float32(
+    shape: Shape,
+    threads: int,
+    inputs: Addresses,
+    dropout: int,
+    outputs: Addresses,
+    reserve: int,
+) -> None: ...
+def forward_float64(
+    shape: Shape,
+    threads: int,
+    inputs: Addresses,
+    dropout: int,
+    outputs: Addresses,
+    reserve: int,
+) -> None: ...
 def forward_dual_float32(
-    shape: Shape, threads: int, parameters: Addresses, arrays: Addresses, dot: Addresses
+    shape: Shape,
+    threads: int,
+    inputs: Addresses,
+    dropout: int,
+    outputs: Addresses,
+    inputs_dot: Addresses,
+    outputs_dot: Addresses,
 ) -> None: ...
 def forward_dual_float64(
-    shape: Shape, threads: int, parameters: Addresses, arrays: Addresses, dot: Addresses
+    shape: Shape,
+    threads: int,
+    inputs: Addresses,
+    dropout: int,
+    outputs: Addresses,
+    inputs_dot: Addresses,
+    outputs_dot: Addresses,
 ) -> None: ...
 def backward_float32(
     shape: Shape,
     threads: int,
-    parameters: Addresses,
-    past: Addresses,
-    adjoint: Addresses,
+    inputs: Addresses,
+    dropout: int,
+    y: int,
+    reserve: int,
+    cotangents: Addresses,
+    z: int,
+    d_reserve: int,
     gradients: Addresses,
     groups: int,
+    adjoints: int,
 ) -> None: ...
 def backward_float64(
     shape: Shape,
     threads: int,
-    parameters: Addresses,
-    past: Addresses,
-    adjoint: Addresses,
+    inputs: Addresses,
+    dropout: int,
+    y: int,
+    reserve: int,
+    cotangents: Addresses,
+    z: int,
+    d_reserve: int,
     gradients: Addresses,
     groups: int,
+    adjoints: int,
 ) -> None: ...
 def tangent_float32(
     shape: Shape,
     threads: int,
-    parameters: Addresses,
-    past: Addresses,
-    dot: Addresses,
-    parameters_dot: Addresses,
-    z: int,
+    inputs: Addresses,
+    dropout: int,
+    y: int,
+    reserve: int,
+    inputs_dot: Addresses,
+    outputs_dot: Addresses,
+    z_dot: int,
 ) -> None: ...
 def tangent_float64(
     shape: Shape,
     threads: int,
-    parameters: Addresses,
-    past: Addresses,
-    dot: Addresses,
-    parameters_dot: Addresses,
-    z: int,
+    inputs: Addresses,
+    dropout: int,
+    y: int,
+    reserve: int,
+    inputs_dot: Addresses,
+    outputs_dot: Addresses,
+    z_dot: int,
 ) -> None: ...
 def second_float32(
     shape: Shape,
     threads: int,
-    parameters: Addresses,
-    past: Addresses,
-    swept: int,
-    dot: Addresses,
-    parameters_dot: Addresses,
+    inputs: Addresses,
+    dropout: int,
+    y: int,
+    reserve: int,
+    adjoints: int,
+    inputs_dot: Addresses,
+    outputs_dot: Addresses,
     direct: Addresses,
-    direct_gradients: Addresses,
     groups: int,
-    bend: Addresses,
+    d_y: int,
+    d_reserve: int,
 ) -> None: ...
 def second_float64(
     shape: Shape,
     threads: int,
-    parameters: Addresses,
-    past: Addresses,
-    swept: int,
-    dot: Addresses,
-    parameters_dot: Addresses,
+    inputs: Addresses,
+    dropout: int,
+    y: int,
+    reserve: int,
+    adjoints: int,
+    inputs_dot: Addresses,
+    outputs_dot: Addresses,
     direct: Addresses,
-    direct_gradients: Addresses,
     groups: int,
-    bend: Addresses,
+    d_y: int,
+    d_reserve: int,
 ) -> None: ...
 
 class _Reservoirs:

@@ -26,8 +26,9 @@ from torch import Generator, Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn.modules.rnn import RNNBase
 
-from rnnfast import kernels, library, ops
+from rnnfast import kernels, library, modules, ops
 from rnnfast.kernels import Inputs, Past, SomeInputs, SomeOutputs
+from rnnfast.modules import LSTM, RNN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +104,7 @@ class GradientFlow:
     def quantiles(self, norms: str, q: tuple[float, ...] = (0.25, 0.5, 0.75)) -> Tensor:
         """Over the sequences of one of the (L,D,T,B) attributes -> (len(q),L,D,T)."""
         values = getattr(self, norms)
-        return torch.nanquantile(values, torch.tensor(q, dtype=values.dtype), dim=-1)
+        return torch.nanquantile(values, values.new_tensor(q), dim=-1)
 
     def __str__(self) -> str:
         lines = []
@@ -165,8 +166,6 @@ def gradient_flow(
         RuntimeError: the closure called the layer never, more than once, without a graph, or where no kernel runs; or
             the loss does not depend on the layer.
     """
-    from rnnfast.modules import LSTM, RNN
-
     if not isinstance(layer, (LSTM, RNN)):
         raise TypeError(f"layer should be a rnnfast.LSTM or rnnfast.RNN, got {type(layer).__name__}")
     loss, node = _run(layer, closure)
@@ -222,7 +221,7 @@ def _probe(past: Past, generator: Generator | None) -> SomeOutputs:
     """Random unit vectors at the last states (D,B,R) of the top layer."""
     stack, (y, weights) = past.stack, (past.y, past.inputs.weights)
     B = y.size(1) if past.batch_sizes is None else int(past.batch_sizes[0])
-    vectors = torch.randn(stack.D, B, weights[1].size(1), dtype=y.dtype, generator=generator)
+    vectors = torch.randn(stack.D, B, weights[1].size(1), dtype=y.dtype, device="cpu", generator=generator)
     d_h = y.new_zeros(stack.L * stack.D, *vectors.shape[1:])
     d_h[-stack.D :] = vectors / vectors.norm(dim=-1, keepdim=True)
     return SomeOutputs(None, d_h, None)
@@ -239,9 +238,10 @@ class _Sweep:
         self.each = len(weights) // (self.stack.L * self.stack.D)
         dz, dc = library.kernels_for(past.y).sweep_back(past, cotangents)  # (L,D,N,G*H), (L,D,N,H)
         self.packed = past.batch_sizes is not None
-        sizes = past.batch_sizes if past.batch_sizes is not None else torch.full((past.y.size(0),), past.y.size(1))
+        device, sizes = past.y.device, past.batch_sizes
+        sizes = torch.full((past.y.size(0),), past.y.size(1), device=device) if sizes is None else sizes.to(device)
         self.T, self.B = len(sizes), int(sizes[0])
-        self.mask = torch.arange(self.B) < sizes[:, None]  # (T,B)
+        self.mask = torch.arange(self.B, device=device) < sizes[:, None]  # (T,B)
         self.dz = self.pad(dz)  # (L,D,T,B,G*H)
         self.dc = None if dc is None else self.pad(dc)  # (L,D,T,B,H)
         self.gates, hidden = self.reserve()
@@ -401,7 +401,8 @@ class _Part:
 
     def last(self, d: int) -> Tensor:
         """The last step of each sequence in the order of direction d (B)"""
-        return self.sweep.mask.sum(0) - 1 if d == 0 else torch.zeros(self.sweep.B, dtype=torch.int64)
+        lengths = self.sweep.mask.sum(0)
+        return lengths - 1 if d == 0 else torch.zeros_like(lengths)
 
     def with_states(self, x: Tensor, at: Tensor, states: Tensor, add: bool) -> Tensor:
         """x (n,B,R) with states (B,R) put, or added, at steps `at` (B) where those are among the part's"""
@@ -432,7 +433,7 @@ def _count(which: Tensor) -> Tensor:
 def _first(which: Tensor, d: int) -> Tensor:
     """Of a mask (T) the first step in the order of direction d, -1: none."""
     where = which.nonzero().flatten()
-    return torch.tensor(-1) if where.numel() == 0 else where[0 if d == 0 else -1]
+    return where.new_tensor(-1) if where.numel() == 0 else where[0 if d == 0 else -1]
 
 
 def _log_slope(gain: Tensor, d: int) -> Tensor:
@@ -444,7 +445,7 @@ def _log_slope(gain: Tensor, d: int) -> Tensor:
         if logs.numel() == 0:
             return gain.new_tensor(math.nan)
     fallen = torch.cat([logs.new_zeros(1), logs.cumsum(0)])
-    k = torch.arange(len(fallen), dtype=fallen.dtype)
+    k = torch.arange(len(fallen), dtype=fallen.dtype, device=fallen.device)
     k -= k.mean()
     return (k * fallen).sum() / k.square().sum()
 
@@ -494,14 +495,13 @@ def lyapunov(
         TypeError: the layer is no rnnfast.LSTM or rnnfast.RNN.
         ValueError: it is bidirectional, x has another shape, k, `every` or `skip` is out of range.
     """
-    from rnnfast.modules import LSTM, RNN
-
     if not isinstance(layer, (LSTM, RNN)):
         raise TypeError(f"layer should be a rnnfast.LSTM or rnnfast.RNN, got {type(layer).__name__}")
     if layer.bidirectional:
         raise ValueError("a bidirectional layer is no dynamical system in t: its exponents are not defined")
     if x.dim() != 3 or x.size(-1) != layer.input_size:
         raise ValueError(f"x should be a batch of sequences with {layer.input_size} columns, got {tuple(x.shape)}")
+    weights = _weights(layer, x)
     x = x.transpose(0, 1) if layer.batch_first else x  # (T,B,I)
     T, B = x.shape[:2]
     lstm, L, R = layer.mode == "LSTM", layer.num_layers, layer.proj_size or layer.hidden_size
@@ -515,10 +515,9 @@ def lyapunov(
     state = list(hx) if isinstance(hx, tuple) else [hx]  # (L,B,R) and (L,B,H)
 
     stack = kernels.Stack(ops.CELLS[layer.mode], L, 1, layer.bias)
-    weights = [p.detach() for p in layer._flat_weights if p is not None]
-    directions = torch.randn(B, size, k, dtype=torch.float64, generator=generator)
+    directions = torch.randn(B, size, k, dtype=torch.float64, device="cpu", generator=generator).to(x.device)
     directions = torch.linalg.qr(directions).Q
-    total = torch.zeros(B, k, dtype=torch.float64)
+    total = torch.zeros(B, k, dtype=torch.float64, device=x.device)
     ends = sorted({*range(every, T, every), skip, T} - {0})
     start = 0
     for end in ends:
@@ -529,6 +528,16 @@ def lyapunov(
             total += r.diagonal(dim1=-2, dim2=-1).abs().log()
         start = end
     return (total / (T - skip)).sort(dim=-1, descending=True).values
+
+
+def _weights(layer: RNNBase, x: Tensor) -> list[Tensor]:
+    """Those that a call of the layer on x would take: hooks before it may compute them (pruning, weight_norm)."""
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if key in layer._forward_pre_hooks_with_kwargs:
+            hook(layer, (x,), {})
+        else:
+            hook(layer, (x,))
+    return [weight.detach() for weight in modules._weights(layer, layer._flat_weights_names)]
 
 
 def _carry(

@@ -4,6 +4,11 @@ All work on `rnnfast.LSTM`, `RNN`, `LSTMCell`, `RNNCell` and on torch.nn's, for 
 under no_grad, return their module, and draw from an optional `torch.Generator` (a CPU one, whatever the layer's
 device), in float64, so that a seed gives the same weights in every dtype up to rounding.
 
+Weights under torch.nn.utils.parametrize are set through its right inverse. A weight that cannot be set, because a hook
+computes it (pruning, the older torch.nn.utils.weight_norm and spectral_norm), a parametrization has no right inverse or
+makes something else of the values (spectral_norm unless the norm is 1, orthogonal unless they are), is a ValueError,
+and leaves all weights as they were: initialise first, then parametrize or prune.
+
     rnn = rnnfast.init.echo_state_(rnnfast.RNN(2, 100), input_scale=0.001)
     lstm = rnnfast.init.forget_bias_(rnnfast.LSTM(2, 100), 1.0)
 
@@ -14,12 +19,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = [
     "Center",
@@ -41,23 +51,27 @@ Linear = TypeVar("Linear", bound=nn.Linear)
 
 
 class _Weights(NamedTuple):
-    """The parameters of one layer and direction; the gates of an LSTM are in torch's order i,f,g,o."""
+    """The present weights of one layer and direction, to read; the gates of an LSTM are in torch's order i,f,g,o."""
 
+    suffix: str  # of their names
     w_ih: Tensor  # (G*H,I), I the width of what is below
     w_hh: Tensor  # (G*H,R)
     b_ih: Tensor | None  # (G*H)
     b_hh: Tensor | None  # (G*H)
     w_hr: Tensor | None  # (P,H)
 
-    def set_biases(self, value: float) -> None:
-        """b_ih to `value`, b_hh to 0: only their sum counts."""
-        if self.b_ih is not None and self.b_hh is not None:
-            self.b_ih.fill_(value)
-            self.b_hh.zero_()
+    def zero_biases(self) -> dict[str, Tensor]:
+        """What makes the biases zero, if there are any: for `_set`."""
+        if self.b_ih is None or self.b_hh is None:
+            return {}
+        return {
+            f"bias_ih{self.suffix}": torch.zeros_like(self.b_ih),
+            f"bias_hh{self.suffix}": torch.zeros_like(self.b_hh),
+        }
 
 
 def _layers(rnn: nn.Module) -> Iterator[_Weights]:
-    """The parameters of each layer and direction, those of the bottom first."""
+    """The weights of each layer and direction, those of the bottom first."""
     if not isinstance(rnn, (RNNBase, RNNCellBase)) or isinstance(rnn, (nn.GRU, nn.GRUCell)):
         raise TypeError(f"rnn should be an LSTM, RNN, LSTMCell or RNNCell, got {type(rnn).__name__}")
     suffixes = [""]
@@ -65,7 +79,25 @@ def _layers(rnn: nn.Module) -> Iterator[_Weights]:
         directions = ("", "_reverse") if rnn.bidirectional else ("",)
         suffixes = [f"_l{layer}{direction}" for layer in range(rnn.num_layers) for direction in directions]
     for suffix in suffixes:
-        yield _Weights(*[getattr(rnn, name + suffix, None) for name in _NAMES])  # type: ignore[arg-type]
+        yield _Weights(suffix, *[_present(rnn, name + suffix) for name in _NAMES])  # type: ignore[arg-type]
+
+
+def _present(module: nn.Module, name: str) -> Tensor | None:
+    """The tensor of this name as a call would see it; None if there is none."""
+    hook = _hook_of(module, name)
+    if hook is not None:
+        hook(module, None)
+    return getattr(module, name, None)
+
+
+def _hook_of(module: nn.Module, name: str) -> Any:
+    """What computes this tensor before each call, in torch.nn.utils' older ways; None if nothing does."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)) and hook.name == name:
+            return hook
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return hook
+    return None
 
 
 def _gates(rnn: nn.Module, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -73,14 +105,68 @@ def _gates(rnn: nn.Module, tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.split(cast(int, rnn.hidden_size))
 
 
-def _lstm_biases(rnn: nn.Module) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """b_ih and b_hh of each layer and direction of an LSTM, each as its gates i,f,g,o, (H) each."""
+def _lstm_biases(rnn: nn.Module) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Copies of b_ih and b_hh of each layer and direction of an LSTM: by name, and each as its gates i,f,g,o, (H)."""
     for layer in _layers(rnn):
         if len(_gates(rnn, layer.w_hh)) != 4:
             raise TypeError(f"rnn should be an LSTM or LSTMCell, which have a forget gate, got {type(rnn).__name__}")
         if layer.b_ih is None or layer.b_hh is None:
             raise ValueError(f"{type(rnn).__name__} has no forget gate bias to set: it was made with bias=False")
-        yield _gates(rnn, layer.b_ih), _gates(rnn, layer.b_hh)
+        b_ih, b_hh = layer.b_ih.clone(), layer.b_hh.clone()
+        values = {f"bias_ih{layer.suffix}": b_ih, f"bias_hh{layer.suffix}": b_hh}
+        yield values, _gates(rnn, b_ih), _gates(rnn, b_hh)
+
+
+def _set(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Gives the module's tensors of these names these values, all of them or none."""
+    computed = [name for name in values if parametrize.is_parametrized(module, name)]
+    stored = [name for name in values if name not in computed]
+    for name in stored:
+        _check_is_stored(module, name)
+    before = [(ways, deepcopy(ways.state_dict())) for ways in (_ways(module, name) for name in computed)]
+    try:
+        for name in computed:
+            _set_computed(module, name, values[name])
+    except BaseException:
+        for ways, state in before:
+            ways.load_state_dict(state)
+        raise
+    for name in stored:
+        getattr(module, name).copy_(values[name])
+
+
+def _ways(module: nn.Module, name: str) -> parametrize.ParametrizationList:
+    """How torch.nn.utils.parametrize computes the tensor of this name, from what."""
+    return cast(Any, module).parametrizations[name]
+
+
+def _check_is_stored(module: nn.Module, name: str) -> None:
+    hook, stored = _hook_of(module, name), module._parameters.get(name, module._buffers.get(name))
+    if hook is None and stored is not None and stored.is_leaf:
+        return
+    by = "" if hook is None else f" by {type(hook).__name__}"
+    raise ValueError(
+        f"{name} of {type(module).__name__} is computed{by} and cannot be set: initialise the layer before that"
+    )
+
+
+def _set_computed(module: nn.Module, name: str, value: Tensor) -> None:
+    """By the right inverse of its parametrizations, if they make this value of it."""
+    value = value.to(getattr(module, name), copy=True)
+    by = ", ".join(type(way).__name__.lstrip("_") for way in _ways(module, name))
+    what = f"{name} of {type(module).__name__} is computed by {by}"
+    try:
+        setattr(module, name, value.clone())  # which may become the parameter's memory
+        found = getattr(module, name)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{what} and cannot be set: {error}") from error
+    rounding = math.sqrt(torch.finfo(value.dtype).eps) * float(value.abs().max())
+    off = float((found - value).abs().max())
+    if not off <= rounding:  # or NaN
+        raise ValueError(
+            f"{what}, which makes something else of the values to set, off by {off:.3g}: initialise the layer before "
+            "that"
+        )
 
 
 # ------------------------------------------------------------------------------------------ recurrent weights
@@ -127,9 +213,11 @@ def echo_state_(
         raise ValueError(f"spectral_radius should be a positive number, got {spectral_radius}")
     if not (math.isfinite(input_scale) and input_scale >= 0):
         raise ValueError(f"input_scale should be a number >= 0, got {input_scale}")
+    values: dict[str, Tensor] = {}
     for layer in _layers(rnn):
-        layer.w_ih.copy_(input_scale * _normal(layer.w_ih, generator))
-        layer.set_biases(0.0)
+        values[f"weight_ih{layer.suffix}"] = input_scale * _normal(layer.w_ih, generator)
+        values |= layer.zero_biases()
+        blocks = []
         for block in _gates(rnn, layer.w_hh):  # (H,R)
             w = _sparse(block.size(0), block.size(1), nonzero, generator)  # (H,R)
             loop = w if layer.w_hr is None else layer.w_hr.to(w) @ w  # (R,R)
@@ -139,7 +227,9 @@ def echo_state_(
                     f"recurrent weights of {type(rnn).__name__} have spectral radius 0 and cannot be scaled to "
                     f"{spectral_radius}" + ("" if layer.w_hr is None else ": is weight_hr zero?")
                 )
-            block.copy_(w * (spectral_radius / radius))
+            blocks.append(w * (spectral_radius / radius))
+        values[f"weight_hh{layer.suffix}"] = torch.cat(blocks)
+    _set(rnn, values)
     return rnn
 
 
@@ -154,10 +244,12 @@ def identity_(rnn: Recurrent, scale: float = 1.0) -> Recurrent:
     Raises:
         TypeError: `rnn` is no LSTM, RNN or cell.
     """
+    values: dict[str, Tensor] = {}
     for layer in _layers(rnn):
-        layer.set_biases(0.0)
-        for block in _gates(rnn, layer.w_hh):  # (H,R)
-            nn.init.eye_(block).mul_(scale)
+        blocks = _gates(rnn, layer.w_hh)  # (H,R) each
+        identity = scale * torch.eye(*blocks[0].shape, dtype=torch.float64, device="cpu")
+        values |= layer.zero_biases() | {f"weight_hh{layer.suffix}": identity.repeat(len(blocks), 1)}
+    _set(rnn, values)
     return rnn
 
 
@@ -174,10 +266,13 @@ def orthogonal_(rnn: Recurrent, gain: float = 1.0, generator: Generator | None =
     Raises:
         TypeError: `rnn` is no LSTM, RNN or cell.
     """
+    values: dict[str, Tensor] = {}
     for layer in _layers(rnn):
-        for block in _gates(rnn, layer.w_hh):  # (H,R)
-            drawn = torch.empty(block.shape, dtype=torch.float64)
-            block.copy_(nn.init.orthogonal_(drawn, gain, generator=generator))
+        drawn = torch.empty(layer.w_hh.shape, dtype=torch.float64, device="cpu")
+        for block in _gates(rnn, drawn):  # (H,R)
+            nn.init.orthogonal_(block, gain, generator=generator)
+        values[f"weight_hh{layer.suffix}"] = drawn
+    _set(rnn, values)
     return rnn
 
 
@@ -198,9 +293,12 @@ def forget_bias_(rnn: Recurrent, value: float = 1.0) -> Recurrent:
         TypeError: `rnn` is no LSTM or LSTMCell.
         ValueError: it has no biases.
     """
-    for b_ih, b_hh in _lstm_biases(rnn):
+    values: dict[str, Tensor] = {}
+    for biases, b_ih, b_hh in _lstm_biases(rnn):
         b_ih[1].fill_(value)
         b_hh[1].zero_()
+        values |= biases
+    _set(rnn, values)
     return rnn
 
 
@@ -225,12 +323,15 @@ def chrono_(rnn: Recurrent, t_max: float, generator: Generator | None = None) ->
     """
     if not (math.isfinite(t_max) and t_max > 2):
         raise ValueError(f"t_max should be a number of steps above 2, got {t_max}")
-    for b_ih, b_hh in _lstm_biases(rnn):
-        u = torch.empty(b_ih[1].shape, dtype=torch.float64).uniform_(1, t_max - 1, generator=generator)  # (H)
+    values: dict[str, Tensor] = {}
+    for biases, b_ih, b_hh in _lstm_biases(rnn):
+        u = torch.empty(b_ih[1].shape, dtype=torch.float64, device="cpu").uniform_(1, t_max - 1, generator=generator)
         b_ih[1].copy_(u.log())
         b_ih[0].copy_(-u.log())
         b_hh[0].zero_()
         b_hh[1].zero_()
+        values |= biases
+    _set(rnn, values)
     return rnn
 
 
@@ -294,13 +395,13 @@ def output_bias_(readout: Linear, targets: Tensor) -> Linear:
     if classes:
         if targets.numel() == 0 or targets.min() < 0 or targets.max() >= O:
             raise ValueError(f"targets should be classes 0 to {O - 1}, got {_range(targets)}")
-        bias = ((torch.bincount(targets.flatten(), minlength=O) + 1) / (targets.numel() + O)).log()
+        bias = ((torch.bincount(targets.flatten(), minlength=O) + 1).double() / (targets.numel() + O)).log()
     elif targets.dtype == torch.bool:
         true, rows = targets.reshape(-1, O).sum(dim=0), targets.numel() // O
-        bias = ((true + 1) / (rows - true + 1)).log()
+        bias = ((true + 1).double() / (rows - true + 1)).log()
     else:
         bias = _finite_mean(targets)
-    readout.bias.copy_(bias)
+    _set(readout, {"bias": bias})
     return readout
 
 
@@ -376,14 +477,14 @@ def _arpack_radius(matrix: Any) -> float | None:
 
 
 def _normal(like: Tensor, generator: Generator | None) -> Tensor:
-    return torch.randn(like.shape, dtype=torch.float64, generator=generator)
+    return torch.randn(like.shape, dtype=torch.float64, device="cpu", generator=generator)
 
 
 def _sparse(rows: int, columns: int, nonzero: int, generator: Generator | None) -> Tensor:
     """(rows,columns) with `nonzero` elements a row from N(0,1), in places drawn without replacement."""
     if not 1 <= nonzero <= columns:
         raise ValueError(f"nonzero should be 1 to {columns}, the units that a unit can listen to, got {nonzero}")
-    order = torch.rand(rows, columns, dtype=torch.float64, generator=generator)
+    order = torch.rand(rows, columns, dtype=torch.float64, device="cpu", generator=generator)
     places = order.topk(nonzero, dim=1).indices  # (rows,nonzero)
-    values = torch.randn(rows, nonzero, dtype=torch.float64, generator=generator)
-    return torch.zeros(rows, columns, dtype=torch.float64).scatter_(1, places, values)
+    values = torch.randn(rows, nonzero, dtype=torch.float64, device="cpu", generator=generator)
+    return torch.zeros(rows, columns, dtype=torch.float64, device="cpu").scatter_(1, places, values)

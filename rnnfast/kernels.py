@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from rnnfast import _C
+from rnnfast import _C, memory
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 DTYPES = tuple(_SUFFIX)
@@ -164,7 +164,7 @@ def _shapes(s: _Sizes, dtype: torch.dtype) -> _Shapes:
         inputs=_arrays(["x", "h0", "c0", *["weight"] * len(weights)], inputs, dtype),
         outputs=_arrays(("y", "h_n", "c_n"), outputs, dtype),
         dropout=(stack.L - 1, *y),
-        large=max(map(prod, [*inputs, *outputs])) * dtype.itemsize >= _C.LARGE_MEMORY,
+        large=max(map(prod, [*inputs, *outputs])) * dtype.itemsize >= memory.LARGE,
     )
 
 
@@ -248,15 +248,6 @@ def _padded_shape(s: _Sizes) -> _C.Shape:
     return _shape(s, 0)
 
 
-def _kept_empty(dtype: torch.dtype, *shape: int) -> Tensor:
-    """Uninitialised, if large in memory that the core keeps for the next pass."""
-    size = prod(shape)
-    if size * dtype.itemsize < _C.LARGE_MEMORY:
-        return torch.empty(shape, dtype=dtype)
-    storage = torch.frombuffer(_C.Memory(size * dtype.itemsize), dtype=dtype).untyped_storage()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]  # no view
-
-
 class _Call:
     """A checked call on dense arrays, and how they are passed."""
 
@@ -268,7 +259,8 @@ class _Call:
         self.sizes = s = _sizes(stack, inputs, batch_sizes)
         self.shapes = shapes = _shapes(s, self.dtype)
         # No methods of its own: a call that refers to itself keeps its tensors until the garbage collector comes.
-        self.kept_empty = partial(_kept_empty, self.dtype)
+        self.kept_empty = partial(memory.empty, self.dtype)
+        self.own_empty = partial(memory.empty, self.dtype, slack=0.25)  # what is no result of a user's
         self.new_empty = self.kept_empty if shapes.large else x.new_empty
         self.inputs, self.inputs_at = self.dense_inputs("", inputs.flat())
         self.dropout = None if dropout is None else _dense("dropout_masks", dropout, shapes.dropout, self.dtype)
@@ -342,7 +334,7 @@ def forward(
     """The outputs, and if `keep` the reserve (N * reserve_per_row) that the derivatives need."""
     call = _Call(stack, inputs, batch_sizes, dropout)
     outputs = call.empty_outputs()
-    reserve = call.kept_empty(*call.reserve_shape()) if keep else None
+    reserve = call.own_empty(*call.reserve_shape()) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     kept = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
     _FORWARD[call.dtype](*call.start(), _addresses(outputs), kept)
@@ -401,7 +393,7 @@ def backward_kept(
 ) -> tuple[SomeInputs, Tensor]:
     """As `backward`, and what the pass carried through time, for `second_local`."""
     call = _PastCall(past)
-    swept = call.kept_empty(call.shape.adjoints.size)
+    swept = call.own_empty(call.shape.adjoints.size)
     return _backward(call, cotangents, wanted, groups, swept=swept), swept
 
 
@@ -427,7 +419,7 @@ def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | No
     wanted = [False] * len(past.inputs.flat())
     call = _PastCall(past)
     s, at = call.sizes, call.shape.adjoints
-    swept = call.kept_empty(at.size)
+    swept = call.own_empty(at.size)
     _backward(call, cotangents, wanted, 1, swept=swept)
     L, D, N, H, GH = s.stack.L, s.stack.D, s.N, s.H, s.stack.gates * s.H
     width = at.dz_stride
@@ -487,7 +479,7 @@ def second_local(
     _v, v_at = call.dense_inputs("tangent of ", tangents.flat())
     swept = _dense("swept", swept, (call.shape.adjoints.size,), call.dtype)
     outputs, grads = call.empty_outputs(), call.empty_gradients(wanted, groups)
-    bend = Bend(call.new_empty(*call.shapes.outputs.shapes[0]), call.kept_empty(*call.reserve_shape()))
+    bend = Bend(call.new_empty(*call.shapes.outputs.shapes[0]), call.own_empty(*call.reserve_shape()))
     _SECOND[call.dtype](
         *call.start(),
         swept.data_ptr(),

@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
@@ -426,6 +427,67 @@ def test_exponents_are_those_of_the_product_of_jacobians(name: str) -> None:
         J = torch.autograd.functional.jacobian(end, state)
         expected = torch.linalg.slogdet(J)[1] / T
         torch.testing.assert_close(found[b].sum(), expected, rtol=1e-6, atol=1e-8)
+
+
+def outside(layer: nn.Module, name: str, kwargs: bool) -> None:
+    """Computed by a hook of the user's own from a parameter that torch knows nothing of."""
+    layer.source = nn.Parameter(layer._parameters.pop(name).detach())
+
+    def compute(module: nn.Module, *args: Any) -> None:
+        setattr(module, name, module.source * 2)
+
+    layer.register_forward_pre_hook(compute, with_kwargs=kwargs)
+
+
+COMPUTED = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "pruned": lambda layer, name: prune.random_unstructured(layer, name, 0.3),
+    "by a hook": lambda layer, name: outside(layer, name, kwargs=False),
+    "by a hook with kwargs": lambda layer, name: outside(layer, name, kwargs=True),
+    "put there": lambda layer, name: layer._parameters.update({name: nn.Parameter(layer._parameters[name] * 2)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+@pytest.mark.parametrize("way", COMPUTED)
+def test_exponents_are_those_of_the_weights_of_today(way: str, cell: str) -> None:
+    """Whatever computes the weights, of whatever an optimizer has made since of what it computes them from."""
+    layer, plain = make(cell).eval(), make(cell)
+    COMPUTED[way](layer, "weight_hh_l0")
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    found = lyapunov(layer, x, k=3, generator=torch.Generator().manual_seed(0))
+    layer(x)  # so that hooks have run
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            p.copy_(getattr(layer, name))
+    expected = lyapunov(plain, x, k=3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_exponents_inside_functional_call() -> None:
+    layer, x = make("tanh"), torch.randn(T, B, I, dtype=torch.float64)
+
+    class Exponents(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return lyapunov(self.layer, x, generator=torch.Generator().manual_seed(0))
+
+    weights = {f"layer.{name}": 0.5 * p.detach() for name, p in layer.named_parameters()}
+    found = torch.func.functional_call(Exponents(), weights, (x,))
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.mul_(0.5)
+    assert torch.equal(found, Exponents()(x))
 
 
 def test_bad_arguments_of_lyapunov() -> None:

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import rnnfast
 from rnnfast import init
@@ -252,6 +253,125 @@ def test_spectral_radius_needs_a_square_matrix(shape):
 def test_spectral_radius_needs_finite_numbers():
     with pytest.raises(ValueError, match="finite"):
         init.spectral_radius(np.array([[np.nan]]))
+
+
+# --------------------------------------------------------------------------------------------- computed weights
+
+
+class Halved(nn.Module):
+    """A parametrization without a right inverse."""
+
+    def forward(self, original):
+        return original / 2
+
+
+class Doubled(Halved):
+    def right_inverse(self, value):
+        return value * 2
+
+
+INITIALISATIONS = {
+    "echo_state_": lambda rnn: init.echo_state_(rnn, nonzero=4, generator=torch.Generator().manual_seed(0)),
+    "identity_": init.identity_,
+    "orthogonal_": lambda rnn: init.orthogonal_(rnn, generator=torch.Generator().manual_seed(0)),
+}
+SETTABLE = {
+    "weight_norm": parametrizations.weight_norm,
+    "two": lambda rnn, name: parametrize.register_parametrization(
+        parametrizations.weight_norm(rnn, name), name, Doubled()
+    ),
+}
+REFUSED = {
+    "no right inverse": (lambda rnn, name: parametrize.register_parametrization(rnn, name, Halved()), "Halved"),
+    "spectral_norm": (parametrizations.spectral_norm, "SpectralNorm, which makes something else"),
+    "orthogonal": (parametrizations.orthogonal, "Orthogonal, which makes something else"),
+    "old weight_norm": (torch.nn.utils.weight_norm, "WeightNorm and cannot be set"),
+    "old spectral_norm": (torch.nn.utils.spectral_norm, "SpectralNorm and cannot be set"),
+    "pruned": (lambda rnn, name: prune.random_unstructured(rnn, name, 0.3), "RandomUnstructured and cannot be set"),
+    "pruned twice": (
+        lambda rnn, name: [prune.random_unstructured(rnn, name, 0.3), prune.l1_unstructured(rnn, name, 0.1)],
+        "PruningContainer and cannot be set",
+    ),
+    "from outside": (
+        lambda rnn, name: rnn._parameters.update({name: rnn._parameters[name] * 1}),
+        "and cannot be set",
+    ),
+}
+COMPUTED = pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch's older ways
+
+
+@pytest.mark.parametrize("way", SETTABLE)
+@pytest.mark.parametrize("initialise", INITIALISATIONS)
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "LSTMCell"])
+def test_parametrized_weights_are_set(library, cell, initialise, way):
+    """What the layer computes with is what it would be without the parametrization, and is trained through it."""
+    name, x = "weight_hh" if cell == "LSTMCell" else "weight_hh_l0", torch.randn(5, 3)
+    rnn, plain = getattr(library, cell)(3, 8), getattr(library, cell)(3, 8)
+    plain.load_state_dict(rnn.state_dict())
+    SETTABLE[way](rnn, name)
+    originals = [p for n, p in rnn.named_parameters() if "original" in n]
+    INITIALISATIONS[initialise](rnn)
+    INITIALISATIONS[initialise](plain)
+    torch.testing.assert_close(getattr(rnn, name), getattr(plain, name), rtol=0, atol=1e-6)
+    torch.testing.assert_close(rnn(x)[0], plain(x)[0], rtol=0, atol=1e-5)
+    assert [p for n, p in rnn.named_parameters() if "original" in n] == originals and originals
+    rnn(x)[0].sum().backward()
+    assert all(p.grad is not None for p in originals)
+
+
+@COMPUTED
+@pytest.mark.parametrize("way", REFUSED)
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "LSTMCell"])
+def test_computed_weights_are_refused(library, cell, way):
+    """With an error that names the weight and what computes it; nothing is changed, the weights before it neither."""
+    rnn = getattr(library, cell)(3, 8).eval()
+    compute, message = REFUSED[way]
+    compute(rnn, "weight_hh" if cell == "LSTMCell" else "weight_hh_l0")
+    before = {name: value.clone() for name, value in rnn.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"weight_hh\w* of \w*{cell} is computed.*{message}"):
+        INITIALISATIONS["echo_state_"](rnn)
+    after = rnn.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_a_parametrization_can_be_is_set():
+    for way in (parametrizations.orthogonal, parametrizations.spectral_norm):
+        rnn = init.orthogonal_(way(rnnfast.RNN(3, 8), "weight_hh_l0"))
+        w = rnn.weight_hh_l0.detach()
+        torch.testing.assert_close(w @ w.T, torch.eye(8), rtol=0, atol=1e-5)
+
+
+@COMPUTED
+@pytest.mark.parametrize("compute", [torch.nn.utils.weight_norm, lambda rnn, name: prune.identity(rnn, name)])
+def test_computed_weights_that_are_not_set_do_not_matter(compute):
+    lstm = rnnfast.LSTM(3, 8, proj_size=4)
+    compute(lstm, "weight_ih_l0")
+    compute(lstm, "weight_hr_l0")
+    init.chrono_(init.orthogonal_(lstm), 20)
+    with torch.no_grad():
+        for name, p in lstm.named_parameters():
+            if name.startswith("weight_hr"):
+                p.mul_(3)  # a call of the layer would compute with it
+    prune.remove(lstm, "weight_ih_l0") if hasattr(lstm, "weight_ih_l0_orig") else torch.nn.utils.remove_weight_norm(
+        lstm, "weight_ih_l0"
+    )
+    init.echo_state_(lstm, 0.9, nonzero=3)
+    lstm(torch.randn(2, 3))
+    for block in lstm.weight_hh_l0.split(8):
+        assert torch.linalg.eigvals(lstm.weight_hr_l0 @ block).abs().max().item() == pytest.approx(0.9, rel=1e-4)
+
+
+def test_biases_are_computed_too():
+    lstm = parametrize.register_parametrization(rnnfast.LSTM(3, 8), "bias_ih_l0", Doubled())
+    init.forget_bias_(lstm, 2.0)
+    assert (lstm.bias_ih_l0[8:16] == 2).all() and (lstm.parametrizations.bias_ih_l0.original[8:16] == 4).all()
+    readout = parametrize.register_parametrization(nn.Linear(4, 3), "bias", Doubled())
+    init.output_bias_(readout, torch.ones(5, 3))
+    assert torch.equal(readout(torch.zeros(4)), torch.ones(3))
+    readout = nn.Linear(4, 3)
+    prune.random_unstructured(readout, "bias", 1)
+    with pytest.raises(ValueError, match="bias of Linear is computed by RandomUnstructured and cannot be set"):
+        init.output_bias_(readout, torch.ones(5, 3))
 
 
 # --------------------------------------------------------------------------------------------- inputs and outputs

@@ -290,10 +290,10 @@ class _Step:
             return torch.ones((), dtype=self.w.dtype, device=self.w.device)
         slope = self.model.slope
         targets = max(1, slope.numel() // slope.size(-1)) if slope.dim() else 1
-        generator = torch.Generator().manual_seed(0)  # the same at every step, and after a resume
+        generator = torch.Generator(device="cpu").manual_seed(0)  # the same at every step, and after a resume
         squares = torch.zeros_like(self.w)
         for _ in range(SIGNS):
-            signs = torch.randint(2, slope.shape, generator=generator).to(slope) * 2 - 1
+            signs = torch.randint(2, slope.shape, device="cpu", generator=generator).to(slope) * 2 - 1
             squares += _flat(self.model.pull(signs * slope)).square() * (targets / SIGNS)
         return (self.mean(squares) + self.group["damping"] + self.group["weight_decay"]) ** -EXPONENT
 

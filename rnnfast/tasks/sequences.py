@@ -51,7 +51,8 @@ class Task:
     _last_only: bool = False  # are the targets before the last step in the loss, but no part of the criterion?
 
     def sample(self, batch: int, generator: Generator | None = None, dtype: torch.dtype = torch.float32) -> Batch:
-        """Draw `batch` sequences, on the CPU. A seed gives the same ones in every dtype, up to rounding.
+        """Draw `batch` sequences, on the CPU whatever torch's default device is. A seed gives the same ones in every
+        dtype, up to rounding.
 
         Raises:
             ValueError: batch below 1.
@@ -71,7 +72,7 @@ class Task:
         step, sequence = mask.nonzero(as_tuple=True)  # (N) each
         if self._last_only:
             wrong = wrong & (step == mask.size(0) - 1)
-        return torch.zeros(mask.size(1), dtype=torch.int64).index_add_(0, sequence, wrong.long())
+        return torch.zeros(mask.size(1), dtype=torch.int64, device=mask.device).index_add_(0, sequence, wrong.long())
 
     def error(self, outputs: Tensor, y: Tensor, mask: Tensor) -> float:
         """The share of sequences with a wrong output; the task is solved below `SOLVED`, 0.01. Arguments as `wrong`."""
@@ -131,17 +132,17 @@ def _two_marked(
     _check_length(name, T, least, "its marks lie in ranges of T/100 to T/2 steps")
 
     def draw(B: int, generator: Generator | None) -> Batch:
-        last, all_b = _last_steps(T, B, generator), torch.arange(B)  # (B)
+        last, all_b = _last_steps(T, B, generator), torch.arange(B, device="cpu")  # (B)
         steps = T + T // 10
-        numbers = torch.rand(steps, B, dtype=torch.float64, generator=generator)
+        numbers = torch.rand(steps, B, dtype=torch.float64, device="cpu", generator=generator)
         if bits:
             numbers = numbers.round()
-        first, second = (_randint(low, high, B, generator) for low, high in places)  # (B)
-        marks = torch.zeros(steps, B, dtype=torch.float64)
+        first, second = (_randint(low, high, (B,), generator) for low, high in places)  # (B)
+        marks = torch.zeros(steps, B, dtype=torch.float64, device="cpu")
         marks[0] = marks[last, all_b] = -1
         marks[first, all_b] = marks[second, all_b] = 1
         x = torch.stack([numbers, marks], dim=-1) * _until(last, steps)
-        y = torch.zeros(steps, B, 1, dtype=torch.float64)
+        y = torch.zeros(steps, B, 1, dtype=torch.float64, device="cpu")
         y[last, all_b, 0] = combine(numbers[first, all_b], numbers[second, all_b])
         return Batch(x, y, _only(last, steps))
 
@@ -177,14 +178,14 @@ def _temporal_order(name: str, T: int, places: list[Places]) -> Task:
     special, cue, start, symbols = 4, 6, 7, 8  # others: 0 to 3
 
     def draw(B: int, generator: Generator | None) -> Batch:
-        last, all_b = _last_steps(T, B, generator), torch.arange(B)  # (B)
+        last, all_b = _last_steps(T, B, generator), torch.arange(B, device="cpu")  # (B)
         steps = T + T // 10
-        ids = torch.randint(special, (steps, B), generator=generator)
+        ids = _randint(0, special - 1, (steps, B), generator)
         ids[0], ids[last, all_b] = start, cue
-        y = torch.zeros(steps, B, dtype=torch.int64)
+        y = torch.zeros(steps, B, dtype=torch.int64, device="cpu")
         for k, (low, high) in enumerate(places):
-            bit = torch.randint(2, (B,), generator=generator)
-            ids[_randint(low, high, B, generator), all_b] = special + bit
+            bit = _randint(0, 1, (B,), generator)
+            ids[_randint(low, high, (B,), generator), all_b] = special + bit
             y[last, all_b] += bit << k
         return Batch(F.one_hot(ids, symbols).double() * _until(last, steps), y, _only(last, steps))
 
@@ -207,9 +208,11 @@ def permutation(T: int) -> Task:
     symbols = 100
 
     def draw(B: int, generator: Generator | None) -> Batch:
-        ids = torch.randint(2, symbols, (T, B), generator=generator)
-        ids[0] = torch.randint(2, (B,), generator=generator)
-        return Batch(F.one_hot(ids, symbols).double(), ids.roll(-1, dims=0), torch.ones(T, B, dtype=torch.bool))
+        ids = _randint(2, symbols - 1, (T, B), generator)
+        ids[0] = _randint(0, 1, (B,), generator)
+        return Batch(
+            F.one_hot(ids, symbols).double(), ids.roll(-1, dims=0), torch.ones(T, B, dtype=torch.bool, device="cpu")
+        )
 
     return Task("permutation", T, symbols, symbols, F.cross_entropy, _is_other_class, draw, _last_only=True)
 
@@ -237,12 +240,12 @@ def _memorisation(name: str, T: int, count: int, symbols: int) -> Task:
     cue = symbols + 1
 
     def draw(B: int, generator: Generator | None) -> Batch:
-        shown = torch.randint(symbols, (count, B), generator=generator)
-        ids = torch.full((T, B), distractor)
+        shown = _randint(0, symbols - 1, (count, B), generator)
+        ids = torch.full((T, B), distractor, device="cpu")
         ids[:count], ids[-count - 1] = shown, cue
-        y = torch.full((T, B), nothing)
+        y = torch.full((T, B), nothing, device="cpu")
         y[-count:] = shown
-        return Batch(F.one_hot(ids, symbols + 2).double(), y, torch.ones(T, B, dtype=torch.bool))
+        return Batch(F.one_hot(ids, symbols + 2).double(), y, torch.ones(T, B, dtype=torch.bool, device="cpu"))
 
     return Task(name, T, symbols + 2, symbols + 1, F.cross_entropy, _is_other_class, draw)
 
@@ -280,24 +283,24 @@ def _check_length(name: str, T: int, least: int, why: str) -> None:
         raise ValueError(f"T={T} is too short for {name}, which needs T >= {least}: {why}")
 
 
-def _randint(low: int, high: int, B: int, generator: Generator | None) -> Tensor:
-    """(B) integers from low..high, both included."""
-    return torch.randint(low, high + 1, (B,), generator=generator)
+def _randint(low: int, high: int, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
+    """Integers from low..high, both included."""
+    return torch.randint(low, high + 1, shape, device="cpu", generator=generator)
 
 
 def _last_steps(T: int, B: int, generator: Generator | None) -> Tensor:
     """The last step of each sequence, its length being drawn from T..1.1 T; (B)"""
-    return _randint(T, T + T // 10, B, generator) - 1
+    return _randint(T, T + T // 10, (B,), generator) - 1
 
 
 def _until(last: Tensor, steps: int) -> Tensor:
     """1 up to each sequence's last step, 0 after; (steps,B,1)"""
-    return (torch.arange(steps)[:, None] <= last).unsqueeze(-1)
+    return (torch.arange(steps, device="cpu")[:, None] <= last).unsqueeze(-1)
 
 
 def _only(last: Tensor, steps: int) -> Tensor:
     """True at each sequence's last step; (steps,B)"""
-    return torch.arange(steps)[:, None] == last
+    return torch.arange(steps, device="cpu")[:, None] == last
 
 
 def _is_off(outputs: Tensor, targets: Tensor) -> Tensor:
