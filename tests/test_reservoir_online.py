@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from rnnfast.reservoir import EchoState, readout
 
@@ -163,3 +164,20 @@ def test_states_that_explode() -> None:
         esn = network(unit="relu", spectral_radius=3.0)
         with pytest.raises(RuntimeError, match="left the finite numbers"):
             esn.partial_fit(u, target(u))
+
+
+def test_from_several_sequences() -> None:
+    """A list: each from the state 0, one after another; after a batch there is no one state to go on from."""
+    rng = np.random.default_rng(0)
+    us = [rng.normal(size=(T, 1)) for T in (60, 0, 45)]
+    ys = [target(u) if len(u) else u for u in us]
+    esn = network().partial_fit(us, ys, washout=5)
+    fitted = network().fit([us[0], us[2]], [ys[0], ys[2]], washout=5)
+    np.testing.assert_allclose(esn.W_out_, fitted.W_out_, rtol=1e-7, atol=1e-9)
+    assert np.array_equal(esn.state_, fitted.state_)
+    batch = np.stack([us[0], us[0]])
+    esn.fit(batch, np.stack([ys[0], ys[0]]), washout=5)
+    with pytest.raises(ValueError, match=r"one sequence.*2.*\[x\]"):
+        esn.partial_fit(us[0], ys[0])
+    esn.partial_fit([us[0]], [ys[0]])
+    assert torch.is_tensor(esn.partial_fit([torch.tensor(us[0])], [torch.tensor(ys[0])]).state_)
