@@ -15,10 +15,8 @@ _log = logging.getLogger("rnnfast")
 _OURS: dict[type[torch.nn.Module], type[Twin]] = {
     torch.nn.LSTM: modules.LSTM,
     torch.nn.RNN: modules.RNN,
-    torch.nn.LSTMCell: modules.LSTMCell,
-    torch.nn.RNNCell: modules.RNNCell,
 }
-_NAMES = {"LSTM", "RNN", "GRU", "LSTMCell", "RNNCell", "GRUCell"}
+_NAMES = {"LSTM", "RNN", "GRU", "GRUCell"}
 
 # What torch's forward asks of its own class, and ours does not.
 _ASKED = {
@@ -40,12 +38,15 @@ _Verdict: TypeAlias = "type[torch.nn.Module] | str | None"  # a layer's new clas
 
 
 def convert(model: torch.nn.Module, subclasses: bool = True) -> torch.nn.Module:
-    """Make every torch.nn.LSTM, RNN, LSTMCell and RNNCell inside `model` run on rnnfast, in place.
+    """Make every torch.nn.LSTM and RNN inside `model` run on rnnfast, in place.
 
     Only the class of the layer changes: it stays the same object with the same Parameters, so optimizers, hooks, shared
     layers, train/eval mode and whatever else refers to it go on as before. The new class is a subclass of the old one.
     That of a user's own layer, a subclass of torch's, keeps all its methods; what it has inherited from torch's layer,
     or calls of it by `super()`, is rnnfast's.
+
+    LSTMCell and RNNCell have nothing to change: rnnfast's are torch.nn's, since a single step has no loop to make
+    faster.
 
     Left alone are GRUs, own layers that override a method which torch's forward calls and rnnfast's does not, layers
     whose `forward` was replaced on the object, and layers that are parametrized, sharded, quantized or compiled by
@@ -63,7 +64,7 @@ def convert(model: torch.nn.Module, subclasses: bool = True) -> torch.nn.Module:
         TypeError: `model` is no module.
     """
     if not _swap(model, lambda module: _to_ours(module, subclasses)) and not _has(model, Twin):
-        _log.warning("convert: there is no torch.nn.LSTM, RNN, LSTMCell or RNNCell in %s", type(model).__name__)
+        _log.warning("convert: there is no torch.nn.LSTM or RNN in %s", type(model).__name__)
     return model
 
 

@@ -185,7 +185,7 @@ def _run(layer: RNNBase, closure: Callable[[], Any]) -> tuple[Any, Any]:
     outputs: list[Any] = []
     handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), ops.observed():
             result = closure()
     finally:
         handle.remove()

@@ -70,7 +70,7 @@ def _is_plain(x: Tensor) -> bool:
     return type(x) is Tensor or type(x) is torch.nn.Parameter
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or not _is_plain(x)
 
 
@@ -94,7 +94,7 @@ def forward(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
 ) -> tuple[Outputs, Tensor | None]:
     """See kernels.forward."""
-    if not _is_traced(inputs.x):
+    if not is_traced(inputs.x):
         return _directly(kernels_for(inputs.x).forward, inputs.x, stack, inputs, batch_sizes, dropout, keep)
     some = torch.ops.rnnfast.forward(*stack, *inputs, batch_sizes, dropout, keep)
     reserve = some.pop() if keep else None
@@ -138,7 +138,7 @@ def forward_dual(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, tangents: SomeInputs
 ) -> tuple[Outputs, Outputs]:
     """See kernels.forward_dual."""
-    if not _is_traced(inputs.x):
+    if not is_traced(inputs.x):
         return _directly(kernels.forward_dual, inputs.x, stack, inputs, batch_sizes, dropout, tangents)
     some = torch.ops.rnnfast.forward_dual(*stack, *inputs, batch_sizes, dropout, *tangents[:3])
     half = len(some) // 2
@@ -160,7 +160,7 @@ def _forward_dual_fake(*args):
 
 def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
     """See kernels.backward."""
-    if not _is_traced(past.y):
+    if not is_traced(past.y):
         return _directly(kernels_for(past.y).backward, past.y, past, cotangents, wanted, groups)
     return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
 
@@ -181,7 +181,7 @@ def _backward_fake(*args):
 
 def backward_kept(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
     """See kernels.backward_kept."""
-    if not _is_traced(past.y):
+    if not is_traced(past.y):
         return _directly(kernels.backward_kept, past.y, past, cotangents, wanted)
     *some, swept = torch.ops.rnnfast.backward_kept(*_flat(past), *cotangents, list(wanted))
     return _unflatten(wanted, some), swept
@@ -201,7 +201,7 @@ def _backward_kept_fake(*args):
 
 def backward_bent(past: Past, cotangents: SomeOutputs, reserve: Tensor, wanted: Any) -> SomeInputs:
     """See kernels.backward_bent."""
-    if not _is_traced(past.y):
+    if not is_traced(past.y):
         return _directly(kernels.backward_bent, past.y, past, cotangents, reserve, wanted)
     return _unflatten(wanted, torch.ops.rnnfast.backward_bent(*_flat(past), *cotangents, reserve, list(wanted)))
 
@@ -219,7 +219,7 @@ def _backward_bent_fake(*args):
 
 def tangent(past: Past, tangents: SomeInputs) -> Outputs:
     """See kernels.tangent."""
-    if not _is_traced(past.y):
+    if not is_traced(past.y):
         return _directly(kernels_for(past.y).tangent, past.y, past, tangents)
     return _outputs(torch.ops.rnnfast.tangent(*_flat(past), *tangents))
 
@@ -246,7 +246,7 @@ def second(
     groups: int = 1,
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
     """See kernels.second."""
-    if not _is_traced(past.y):
+    if not is_traced(past.y):
         return _directly(
             kernels_for(past.y).second, past.y, past, tangents, first, plain, wanted_first, wanted_plain, groups
         )
@@ -260,7 +260,7 @@ def second_local(
     past: Past, swept: Tensor, tangents: SomeInputs, wanted: Any
 ) -> tuple[Outputs, SomeInputs, kernels.Bend]:
     """See kernels.second_local."""
-    if not _is_traced(past.y):
+    if not is_traced(past.y):
         return _directly(kernels.second_local, past.y, past, swept, tangents, wanted)
     *some, y, reserve = torch.ops.rnnfast.second_local(*_flat(past), swept, *tangents, list(wanted))
     n = 3 if past.stack.lstm else 2

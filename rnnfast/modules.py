@@ -3,46 +3,36 @@
 A layer looks at its input once, cheaply. What has a kernel and fits goes to `rnnfast.ops.recurrent`; everything else
 goes to the forward of the torch layer itself: it raises torch's own error for bad input, and computes with torch's
 operators what has no kernel (after one warning).
+
+`LSTMCell` and `RNNCell` are torch.nn's own classes. A kernel gains on a loop over time by what it does for all steps at
+once; a single step has nothing of that to win, and torch's cells have every derivative, and are open to every compiler
+and tracer. A layer's single step is torch's, too, where that is faster: see `_Layer._step_by_torch`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.modules.rnn import RNNBase, RNNCellBase
+from torch.nn import LSTMCell, RNNCell
+from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import cuda, ops
+from rnnfast.fallback import FallbackWarning, warn_once
 from rnnfast.twins import Twin
 
 __all__ = ["LSTM", "RNN", "FallbackWarning", "LSTMCell", "RNNCell"]
 
 
-class FallbackWarning(UserWarning):
-    """Given once for each reason why torch's operators run instead of rnnfast's kernels."""
-
-
 _Device: TypeAlias = torch.device | str | int | None
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}  # of an Elman network, by nonlinearity
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_warned: set[str] = set()
+_ELMAN: dict[str, Callable[..., Any]] = {"RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 _CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _warn_once(reason: str) -> None:
-    if reason in _warned or torch.compiler.is_compiling():
-        return
-    _warned.add(reason)
-    # The frames between here and the user's call are _has_kernel, _fits or _step, forward, and two of torch.nn.Module.
-    warnings.warn(
-        f"rnnfast has no kernel for {reason}; torch's own operators run instead", FallbackWarning, stacklevel=7
-    )
 
 
 def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
@@ -55,7 +45,7 @@ def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
             return True
     reason = _why_no_kernel(x, weight)
     if reason is not None:
-        _warn_once(reason)
+        warn_once(reason)
     return False
 
 
@@ -148,7 +138,8 @@ class _Layer(Twin, RNNBase):
             h0, c0 = _each(lambda state: state.unsqueeze(1), h0, c0)
         elif h0 is not None and order is not None:
             h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
-        y, h_n, c_n = ops.recurrent(
+        step = None if dtype is not None else self._step_by_torch(x, batch_sizes, h0, c0, weights)
+        y, h_n, c_n = step or ops.recurrent(
             self.mode,
             x,
             batch_sizes,
@@ -211,6 +202,49 @@ class _Layer(Twin, RNNBase):
         if self.mode != "LSTM":
             return _state_fits(hx, shape, x)
         return _is_pair(hx) and _state_fits(hx[0], shape, x) and _state_fits(hx[1], (LD, *batch, self.hidden_size), x)
+
+    def _step_by_torch(
+        self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Arguments and result as those of `ops.recurrent`, if the call is a single step that torch's operators do
+        faster: those that a compiler fuses with what is around them, where a kernel would be a stranger; and a recorded
+        step of an Elman network, of which one layer in one direction takes less time than a node of ours. Measured in
+        benchmarks/NOTES.md."""
+        if (x.size(0) if batch_sizes is None else batch_sizes.numel()) != 1 or self.proj_size or not x.is_cpu:
+            return None
+        if torch.compiler.is_compiling():
+            return self._step_by_cells(x, h0, c0, weights)
+        run = _ELMAN.get(self.mode)
+        if run is None or self.num_layers > 1 or self.bidirectional or not ops.leaves_mere_graph((x, h0, *weights)):
+            return None
+        rows = x if batch_sizes is None else x.unsqueeze(0)
+        h0 = rows.new_zeros((1, rows.size(1), self.hidden_size)) if h0 is None else h0
+        y, h_n = run(rows, h0, weights, self.bias, 1, 0.0, False, False, False)
+        return y if batch_sizes is None else y.squeeze(0), h_n, None
+
+    def _step_by_cells(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Layer by layer, x (1,B,I) or packed (B,I)."""
+        D, each, masks = 2 if self.bidirectional else 1, 4 if self.bias else 2, self._dropout_masks(x)
+        rows = x if x.dim() == 2 else x.squeeze(0)  # what goes into the layer at hand
+        zeros = rows.new_zeros((rows.size(0), self.hidden_size))
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
+        for layer in range(self.num_layers):
+            for i in range(layer * D, layer * D + D):
+                h, own = zeros if h0 is None else h0[i], weights[i * each : (i + 1) * each]
+                if self.mode == "LSTM":
+                    h, c = torch.lstm_cell(rows, (h, zeros if c0 is None else c0[i]), *own)
+                    c_n.append(c)
+                else:
+                    cell = torch.rnn_tanh_cell if self.mode == "RNN_TANH" else torch.rnn_relu_cell
+                    h = cell(rows, h, *own)
+                h_n.append(h)
+            rows = torch.cat(h_n[-D:], 1)
+            if masks is not None and layer < self.num_layers - 1:
+                rows = rows * masks[layer].view_as(rows)
+        return rows if x.dim() == 2 else rows.unsqueeze(0), torch.stack(h_n), torch.stack(c_n) if c_n else None
 
     def _forward_by_torch(self, input: Tensor | PackedSequence, hx: Any) -> Any:
         """What has no kernel, what has no numbers, and what has no answer: torch computes the one, torch.fx traces the
@@ -322,60 +356,3 @@ class RNN(_Layer, torch.nn.RNN):
             device: _Device = None,
             dtype: torch.dtype | None = None,
         ) -> None: ...
-
-
-class _Cell(Twin, RNNCellBase):
-    """What LSTMCell and RNNCell have in common: a layer of one step."""
-
-    _torch_forward: ClassVar[Callable[..., Any]]
-
-    def _step(self, mode: str, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, Any] | None:
-        """h and c after a step from (h0, c0), (h0,) or (), zeros; None if torch's own cell has to take the call."""
-        to_torch = _autocast_dtype(x) is not None  # its cell casts as its operators do
-        weights = _weights(self, _CELL_WEIGHTS if self.bias else _CELL_WEIGHTS[:2])
-        dims, H = x.dim(), self.hidden_size
-        if not _has_kernel(x, weights[0], to_torch) or dims not in (1, 2) or x.size(-1) != self.input_size:
-            return None
-        shape = (x.size(0), H) if dims == 2 else (H,)
-        if x.numel() == 0 or H == 0 or not all([_state_fits(state, shape, x) for state in states]):
-            return None
-        if dims == 1:  # (I) -> (1,I), the states likewise
-            x, states = x.unsqueeze(0), tuple([state.unsqueeze(0) for state in states])
-        h0, c0, *_ = *[state.unsqueeze(0) for state in states], None, None  # (1,B,H)
-        _, h, c = ops.recurrent(mode, x.unsqueeze(0), None, h0, c0, weights, 1, False, self.bias)
-        if dims == 1:
-            h, c = h.squeeze(0), None if c is None else c.squeeze(0)
-        return h.squeeze(0), None if c is None else c.squeeze(0)
-
-
-class LSTMCell(_Cell, torch.nn.LSTMCell):
-    """One step of an LSTM, a drop-in for `torch.nn.LSTMCell`.
-
-    Inputs: input (B,I) or (I); optional (h_0, c_0), each (B,H) or (H). Outputs: (h_1, c_1) likewise.
-    """
-
-    _twin: ClassVar[type[torch.nn.Module]] = torch.nn.LSTMCell
-    _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.LSTMCell.forward
-
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        if not isinstance(input, Tensor) and (node := self._symbolic(input, hx)) is not None:
-            return node
-        step = self._step("LSTM", input, hx or ()) if hx is None or _is_pair(hx) else None
-        return self._torch_forward(input, hx) if step is None else step
-
-
-class RNNCell(_Cell, torch.nn.RNNCell):
-    """One step of an Elman network, a drop-in for `torch.nn.RNNCell`.
-
-    Inputs: input (B,I) or (I); optional h_0 (B,H) or (H). Output: h_1 likewise.
-    """
-
-    _twin: ClassVar[type[torch.nn.Module]] = torch.nn.RNNCell
-    _torch_forward: ClassVar[Callable[..., Any]] = torch.nn.RNNCell.forward
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if not isinstance(input, Tensor) and (node := self._symbolic(input, hx)) is not None:
-            return node
-        mode = _MODES.get(self.nonlinearity)
-        step = self._step(mode, input, () if hx is None else (hx,)) if mode is not None else None
-        return self._torch_forward(input, hx) if step is None else step[0]

@@ -25,7 +25,9 @@ torch.library ops of `rnnfast.library`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -56,11 +58,13 @@ from torch.autograd.function import _SingleLevelFunction
 
 from rnnfast import composite, library, linear
 from rnnfast.batching import Kind, vmap_rule
+from rnnfast.fallback import warn_once
 from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["CELLS", "DTYPES", "recurrent"]
 
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2}
+_observed: ContextVar[bool] = ContextVar("observed", default=False)
 
 
 def recurrent(
@@ -123,6 +127,21 @@ def _recurrent_in_graph(stack, *args):
 
 def _any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def leaves_mere_graph(tensors: Iterable[Tensor | None]) -> bool:
+    """Will a call with these tensors be recorded by autograd, and by nobody else?"""
+    return not (_is_transformed() or linear.is_recording() or _observed.get()) and _any_requires_grad(tensors)
+
+
+@contextmanager
+def observed() -> Iterator[None]:
+    """Calls of layers within are nodes that `is_forward_node` knows, wherever there is a kernel."""
+    token = _observed.set(True)
+    try:
+        yield
+    finally:
+        _observed.reset(token)
 
 
 def _is_recorded() -> bool:
@@ -432,9 +451,7 @@ _CONSTANTS = 1 + len(_PAST_KINDS)  # spec, batch_sizes, dropout; y and reserve, 
 
 def _composite_at(node: Any, spec: _Spec, saved: Any, chosen: Sequence[bool]) -> tuple[Callable, list[Tensor]]:
     """The composite as a function of the chosen arguments, and the values of these."""
-    from rnnfast.modules import _warn_once
-
-    _warn_once("forward mode over forward mode" if node is _Tangent else "third derivatives")
+    warn_once("forward mode over forward mode" if node is _Tangent else "third derivatives")
     batch_sizes, dropout, _, _, *given = saved
 
     def function(*some: Tensor) -> tuple[Tensor, ...]:

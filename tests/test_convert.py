@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 import rnnfast
 from rnnfast import ops
 
-TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN, nn.LSTMCell: rnnfast.LSTMCell, nn.RNNCell: rnnfast.RNNCell}
+TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN}
 every_layer = pytest.mark.parametrize("kind", TWINS, ids=lambda kind: kind.__name__)
 
 
@@ -152,7 +152,7 @@ def test_results_and_gradients(x: Tensor, monkeypatch) -> None:
     assert not calls
     for a, b in zip(run(rnnfast.convert(m)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-    assert sorted(calls) == sorted(["LSTM"] * (1 + 5 + 1) + ["RNN_RELU"] * (5 + 2))
+    assert sorted(calls) == ["LSTM"] * 2 + ["RNN_RELU"] * 2  # the cells are torch's
     calls.clear()
     assert all(torch.equal(a, b) for a, b in zip(run(rnnfast.revert(m)), expected, strict=True))
     assert not calls
@@ -320,7 +320,7 @@ STAY: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no_subclass": (lambda: Registered(3, 4), "Registered has no subclass: two layers of one name"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0"), "parametrized"),
     "replaced_forward": (replaced_forward, "forward was replaced"),
-    "scripted_cell": (lambda: torch.jit.script(nn.LSTMCell(3, 4)), "TorchScript"),
+    "scripted_cell": (lambda: torch.jit.script(nn.GRUCell(3, 4)), "TorchScript"),
     "traced": (lambda: torch.jit.trace(nn.RNN(3, 4), (torch.zeros(5, 2, 3),)), "TorchScript"),
     "quantized": (quantized, "quantized"),
 }
@@ -369,7 +369,7 @@ def test_nothing_to_swap(swap: Callable, what: str, log) -> None:
 def test_nothing_to_swap_is_seen(run_python) -> None:
     """Also by a user who has set up no logging."""
     done = run_python("-c", "import torch, rnnfast; rnnfast.convert(torch.nn.Linear(1, 1))")
-    assert done.stderr == "convert: there is no torch.nn.LSTM, RNN, LSTMCell or RNNCell in Linear\n"
+    assert done.stderr == "convert: there is no torch.nn.LSTM or RNN in Linear\n"
 
 
 def test_subclasses_on_request(log) -> None:
@@ -393,6 +393,19 @@ def test_slots() -> None:
     layer.extra = 5
     assert isinstance(rnnfast.convert(layer), rnnfast.LSTM) and layer.extra == 5
     assert type(rnnfast.revert(layer)) is Slotted and layer.extra == 5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.RNNCell])
+def test_cells_need_no_conversion(kind: type, log) -> None:
+    """rnnfast's are torch's, whatever was done to them."""
+    cells = [kind(3, 4), parametrizations.weight_norm(kind(3, 4), "weight_hh"), torch.jit.script(kind(3, 4))]
+    before = [type(cell) for cell in cells]
+    for swap in (rnnfast.convert, rnnfast.revert):
+        for cell in cells:
+            swap(cell)
+        assert [type(cell) for cell in cells] == before and not log()
+    assert before[0] is getattr(rnnfast, kind.__name__)
 
 
 class Ours(rnnfast.LSTM):

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import rnnfast
-from rnnfast import composite, kernels, modules, ops
+from rnnfast import composite, fallback, kernels, ops
 
 # relu has no second derivative where finite differences look across its bend
 SMOOTH_CASES = [case for case in GRADCHECK_CASES if case.mode != "RNN_RELU"]
@@ -295,9 +295,9 @@ def test_hessians_by_every_way(case: Case, i: int) -> None:
 
 
 def test_one_warning_where_torch_takes_over(weights, monkeypatch) -> None:
-    monkeypatch.setattr(modules, "_warned", set())
+    monkeypatch.setattr(fallback, "_warned", set())
     x = torch.randn(3, 1, 3, dtype=torch.float64, requires_grad=True)
-    with pytest.warns(modules.FallbackWarning) as caught:
+    with pytest.warns(fallback.FallbackWarning) as caught:
         for _ in range(2):
             number = layer_loss(weights, x)
             for _ in range(3):

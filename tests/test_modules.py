@@ -25,14 +25,13 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import modules, ops
+from rnnfast import fallback, modules, ops
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections"),  # torch's, on how it runs them
     pytest.mark.filterwarnings("ignore:dropout option adds dropout"),  # likewise, with one layer
 ]
 LAYERS = ("LSTM", "RNN")
-CELLS = ("LSTMCell", "RNNCell")
 
 
 class Calls(list):
@@ -65,7 +64,7 @@ def kernel_calls(monkeypatch) -> Calls:
 @pytest.fixture
 def unwarned(monkeypatch) -> None:
     """As in a new process, no reason for falling back has been given yet."""
-    monkeypatch.setattr(modules, "_warned", set())
+    monkeypatch.setattr(fallback, "_warned", set())
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -243,8 +242,6 @@ BAD_LAYERS = [
         ("RNN", (3, 4, 1, "relu"), {"nonlinearity": "relu"}),
         *[("LSTM", (3, 4), {"proj_size": p}) for p in (-1, 4, 5)],
         *[("LSTM", (3, 4), {"nonlinearity": "tanh"}), ("LSTM", (3, 4, 1, "relu"), {})],
-        *[(name, args, {}) for name in CELLS for args in ((), (3,), (3, -1), (3, 4.0))],
-        *[(name, (3, 4), {"no_such": 1}) for name in CELLS],
     ],
 )
 def test_bad_arguments(name: str, args: tuple, kwargs: dict) -> None:
@@ -276,7 +273,7 @@ def test_bad_input(name: str, bad: str) -> None:
     assert_same_outcome(lambda library: getattr(library, name)(3, 4)(BAD_INPUTS[bad]), bad not in OTHER_WORDS)
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("bad", NOT_TENSORS)
 def test_not_a_tensor(name: str, bad: str) -> None:
     assert_same_outcome(lambda library: getattr(library, name)(3, 4)(NOT_TENSORS[bad]), same_words=False)
@@ -320,7 +317,7 @@ def test_strange_hx(strange: str) -> None:
 @pytest.mark.parametrize("x", [SORTED, UNSORTED], ids=["sorted", "unsorted"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("h", "c"), [((6, 2, 4), (4, 2, 4)), ((4, 2, 4), (2, 2, 4)), ((1, 4, 2, 4), (1, 4, 2, 4))])
-@pytest.mark.filterwarnings("ignore::rnnfast.modules.FallbackWarning")
+@pytest.mark.filterwarnings("ignore::rnnfast.fallback.FallbackWarning")
 def test_packed_states_of_other_layers(x: PackedSequence, dtype: torch.dtype, h: tuple, c: tuple) -> None:
     """torch.nn.LSTM reads out of bounds here and, as a rule, takes the process with it."""
     layer = rnnfast.LSTM(3, 4, num_layers=2, bidirectional=True, dtype=dtype)
@@ -362,7 +359,7 @@ def test_empty_batch(name: str, batch_first: bool) -> None:
 # ------------------------------------------------------------------------------ copies and weights
 
 
-@pytest.fixture(params=[*LAYERS, *CELLS])
+@pytest.fixture(params=LAYERS)
 def layer(request) -> nn.Module:
     return pair(request.param, 3, 4)[1]
 
@@ -370,7 +367,7 @@ def layer(request) -> nn.Module:
 def run(layer: nn.Module, x: Tensor | None = None) -> list[Tensor]:
     x = torch.linspace(-1, 1, 30).view(5, 2, 3) if x is None else x
     x = x.to(next(layer.parameters()).dtype)
-    return tensors(layer(x[0] if isinstance(layer, nn.modules.rnn.RNNCellBase) else x))
+    return tensors(layer(x))
 
 
 def save_and_load(layer: nn.Module) -> nn.Module:
@@ -403,7 +400,7 @@ def test_state_of_an_old_pickle(name: str) -> None:
     assert_alike(run(old), run(layer), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 def test_state_dict_both_ways(name: str) -> None:
     ours, torchs = getattr(rnnfast, name)(3, 4), getattr(nn, name)(3, 4)
     ours.load_state_dict(torchs.state_dict())
@@ -432,14 +429,14 @@ CHANGES: dict[str, Callable[[nn.Module, str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
 def test_changed_weights(name: str, change: str, kernel_calls: Calls) -> None:
     """The weights of this call count, however they got there since the last one."""
     torchs, ours = pair(name, 3, 4)
-    x = torch.ones(5, 2, 3) if name in LAYERS else torch.ones(2, 3)
-    h = torch.ones(1, 2, 4) if name in LAYERS else torch.ones(2, 4)
+    x = torch.ones(5, 2, 3)
+    h = torch.ones(1, 2, 4)
     hx = (h, h) if "LSTM" in name else h
     before = tensors(ours(x, hx))[0]
     for each in (torchs, ours):
@@ -449,10 +446,10 @@ def test_changed_weights(name: str, change: str, kernel_calls: Calls) -> None:
     assert not torch.allclose(tensors(ours(x, hx))[0], before)
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 def test_functional_call(name: str) -> None:
     torchs, ours = pair(name, 3, 4)
-    x = torch.ones(5, 2, 3) if name in LAYERS else torch.ones(2, 3)
+    x = torch.ones(5, 2, 3)
     other = {key: p.detach() * 2 for key, p in ours.named_parameters()}
     expected = torch.func.functional_call(torchs, other, (x,))
     assert_alike(torch.func.functional_call(ours, other, (x,)), expected, 1e-5, 1e-6)
@@ -501,17 +498,17 @@ def test_dropout_only_in_training() -> None:
 FALLBACKS = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16, "torch.complex64": torch.complex64}
 
 
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("reason", FALLBACKS)
 def test_fallback(name: str, reason: str, unwarned, kernel_calls: Calls) -> None:
     """torch's operators to the last bit, gradients too; one warning, which points to the call."""
     torchs, ours = pair(name, 3, 4, dtype=FALLBACKS[reason])
-    x = (torch.ones(5, 2, 3) if name in LAYERS else torch.ones(2, 3)).to(FALLBACKS[reason])
+    x = torch.ones(5, 2, 3).to(FALLBACKS[reason])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         got = ours(x)
         ours(x), copy.deepcopy(ours)(x)
-    given = [w for w in caught if w.category is modules.FallbackWarning]
+    given = [w for w in caught if w.category is fallback.FallbackWarning]
     assert len(given) == 1 and reason in str(given[0].message) and "torch's own operators" in str(given[0].message)
     assert given[0].filename == __file__
     assert_alike(got, torchs(x), rtol=0, atol=0)
@@ -522,22 +519,20 @@ def test_fallback(name: str, reason: str, unwarned, kernel_calls: Calls) -> None
     assert not kernel_calls
 
 
-AUTOCAST_DTYPES = {"LSTM": torch.bfloat16, "RNN": torch.bfloat16, "LSTMCell": torch.float32, "RNNCell": torch.bfloat16}
 has_bfloat16 = pytest.mark.skipif(not modules._CPU_HAS_BFLOAT16, reason="torch's LSTM refuses bfloat16 on this CPU")
 
 
-@pytest.mark.parametrize("name", [pytest.param("LSTM", marks=has_bfloat16), *CELLS])
+@has_bfloat16
 @pytest.mark.parametrize("given", [False, True])
-def test_autocast_by_torch(name: str, given: bool, unwarned, kernel_calls: Calls) -> None:
+def test_autocast_by_torch(given: bool, unwarned, kernel_calls: Calls) -> None:
     """torch's dtypes (as the README lists them) and bits, gradients too, whether initial states are given or not."""
-    torchs, ours = pair(name, 3, 4)
-    x = torch.ones(5, 2, 3) if name in LAYERS else torch.ones(2, 3)
-    h = torch.ones(1, 2, 4) if name in LAYERS else torch.ones(2, 4)
-    hx = None if not given else (h, h) if name.startswith("LSTM") else h
-    with torch.autocast("cpu"), pytest.warns(modules.FallbackWarning, match=r"autocast to torch.bfloat16"):
+    torchs, ours = pair("LSTM", 3, 4)
+    x, h = torch.ones(5, 2, 3), torch.ones(1, 2, 4)
+    hx = (h, h) if given else None
+    with torch.autocast("cpu"), pytest.warns(fallback.FallbackWarning, match=r"autocast to torch.bfloat16"):
         got, expected = ours(x, hx), torchs(x, hx)
     assert_alike(got, expected, rtol=0, atol=0)
-    assert {t.dtype for t in tensors(got)} == {AUTOCAST_DTYPES[name]}
+    assert {t.dtype for t in tensors(got)} == {torch.bfloat16}
     for result in (got, expected):
         tensors(result)[0].float().sum().backward()
     for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
@@ -546,7 +541,7 @@ def test_autocast_by_torch(name: str, given: bool, unwarned, kernel_calls: Calls
     assert kernel_calls.of(lambda: ours(x)) == 1  # and after it the kernels again
 
 
-@pytest.mark.filterwarnings("error::rnnfast.modules.FallbackWarning")
+@pytest.mark.filterwarnings("error::rnnfast.fallback.FallbackWarning")
 @pytest.mark.parametrize(("name", "options"), [("LSTM", {}), ("LSTM", {"proj_size": 2}), ("RNN", {})])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [False, True])
@@ -603,112 +598,37 @@ def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Cal
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 def test_meta(name: str, unwarned) -> None:
     """Shapes only, so nobody needs to know who computes nothing."""
     torchs, ours = pair(name, 3, 4, device="meta")
-    x = torch.empty(5, 2, 3, device="meta") if name in LAYERS else torch.empty(2, 3, device="meta")
+    x = torch.empty(5, 2, 3, device="meta")
     got, expected = tensors(ours(x)), tensors(torchs(x))
     assert [(t.device.type, t.shape) for t in got] == [("meta", t.shape) for t in expected]
 
 
-@pytest.mark.filterwarnings("error::rnnfast.modules.FallbackWarning")
+@pytest.mark.filterwarnings("error::rnnfast.fallback.FallbackWarning")
 def test_no_warning_without_reason(layer: nn.Module, unwarned) -> None:
     """Neither where a kernel runs nor for bad input nor for an empty batch, which torch takes over quietly."""
-    is_cell = isinstance(layer, nn.modules.rnn.RNNCellBase)
     run(layer), run(layer.double())
     for bad in (torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3, device="meta"), torch.zeros(2, 9).double()):
         with pytest.raises((RuntimeError, ValueError)):
             layer(bad)
-    layer(torch.zeros(0, 3).double() if is_cell else torch.zeros(5, 0, 3).double())
+    layer(torch.zeros(5, 0, 3).double())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("grad", [False, True])
 def test_trace(name: str, grad: bool, unwarned) -> None:
     """A traced layer holds torch's operators, so it computes from other inputs too, and loads without rnnfast."""
     _, ours = pair(name, 3, 4)
-    lead = (5, 2) if name in LAYERS else (2,)
+    lead = (5, 2)
     with torch.set_grad_enabled(grad):
-        with pytest.warns(modules.FallbackWarning, match=r"torch\.jit\.trace"):
+        with pytest.warns(fallback.FallbackWarning, match=r"torch\.jit\.trace"):
             traced = torch.jit.trace(ours, (torch.zeros(*lead, 3),))
         buffer = io.BytesIO()
         torch.jit.save(traced, buffer)
         buffer.seek(0)
         x = torch.randn(*[n + 1 for n in lead], 3)
         assert_alike(torch.jit.load(buffer)(x), ours(x), 1e-5, 1e-6)
-
-
-# ------------------------------------------------------------------------------------------ cells
-
-
-@given(
-    st.sampled_from(CELLS),
-    *[st.integers(1, n) for n in (5, 9, 11)],
-    *[st.booleans()] * 4,
-)
-@settings(max_examples=80, deadline=None)
-def test_cells(name: str, B: int, I: int, H: int, bias: bool, batched: bool, hx: bool, relu: bool) -> None:
-    options = {"nonlinearity": "relu"} if relu and name == "RNNCell" else {}
-    torchs, ours = pair(name, I, H, bias, dtype=torch.float64, **options)
-    assert repr(ours) == repr(torchs)
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), torchs.parameters(), strict=True))
-    lead = (B,) if batched else ()
-    x = torch.randn(*lead, I, dtype=torch.float64)
-    h, c = torch.randn(2, *lead, H, dtype=torch.float64)
-    state = None if not hx else (h, c) if name == "LSTMCell" else h
-    assert_alike(ours(x, state), torchs(x, state))
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_cell_kernels_run(name: str, kernel_calls: Calls) -> None:
-    """A cell stepped through a sequence is a layer, gradients too."""
-    torchs, ours = pair(name, 3, 4, dtype=torch.float64)
-    x, gradients = torch.randn(6, 2, 3, dtype=torch.float64), []
-    for cell in (torchs, ours):
-        hx = None
-        for t in range(6):
-            hx = cell(x[t], hx)
-        gradients.append(torch.autograd.grad(tensors(hx)[0].square().sum(), list(cell.parameters())))
-    assert len(kernel_calls) == 6
-    assert_alike(gradients[1], gradients[0])
-
-
-CELL_X, CELL_H = X[0], H0[0]
-STRANGE_CELL_CALLS = {
-    **{f"x_{n}D": ("LSTMCell", x, None) for n, x in ((0, X[0, 0, 0]), (3, X))},
-    **{f"rnn_x_{n}D": ("RNNCell", x, None) for n, x in ((0, X[0, 0, 0]), (3, X))},
-    **{f"{name}_narrow": (name, CELL_X[:, :2], None) for name in CELLS},
-    **{f"{name}_float64": (name, CELL_X.double(), None) for name in CELLS},
-    **{bad: ("LSTMCell", CELL_X, hx) for bad, hx in strange_states(CELL_H, CELL_H).items() if bad != "text"},
-    "lstm_batch": ("LSTMCell", CELL_X, (CELL_H[:1], CELL_H[:1])),
-    "lstm_c_batch": ("LSTMCell", CELL_X, (CELL_H, CELL_H[:1])),
-    "lstm_unbatched": ("LSTMCell", CELL_X[0], (CELL_H, CELL_H)),
-    "rnn_batch": ("RNNCell", CELL_X, CELL_H[:1]),
-    "rnn_flat": ("RNNCell", CELL_X, CELL_H[0]),
-    "rnn_3D": ("RNNCell", CELL_X, H0),
-    "rnn_unbatched": ("RNNCell", CELL_X[0], CELL_H),
-    "rnn_float64": ("RNNCell", CELL_X, CELL_H.double()),
-}
-
-
-@pytest.mark.parametrize("strange", STRANGE_CELL_CALLS)
-def test_strange_cell_call(strange: str) -> None:
-    name, x, hx = STRANGE_CELL_CALLS[strange]
-    assert_same_outcome(lambda library: getattr(library, name)(3, 4)(x, hx))
-
-
-@pytest.mark.parametrize("nonlinearity", ["TANH", "sigmoid", None, 3])
-def test_cell_with_a_strange_nonlinearity(nonlinearity: Any) -> None:
-    """torch finds out only when the cell runs."""
-    assert_same_outcome(lambda library: library.RNNCell(3, 4, nonlinearity=nonlinearity)(CELL_X))
-
-
-@pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize(("I", "H", "B"), [(3, 4, 0), (0, 4, 2), (3, 0, 2)])
-def test_cell_of_nothing(name: str, I: int, H: int, B: int) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        torchs, ours = pair(name, I, H)
-    assert_alike(ours(torch.zeros(B, I)), torchs(torch.zeros(B, I)), 1e-5, 1e-6)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import rnnfast
 from rnnfast import ops
 
-TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN, nn.LSTMCell: rnnfast.LSTMCell, nn.RNNCell: rnnfast.RNNCell}
+TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN}
 
 
 class Model(nn.Module):
@@ -183,8 +183,8 @@ def test_dynamic_quantization(converted: Model) -> None:
     quantize = torch.ao.quantization.quantize_dynamic
     with pytest.warns(UserWarning, match=r"leaves them as they are; .* call rnnfast.revert\(model\) first"):
         left = quantize(converted)
-    assert type(left.cell) is rnnfast.LSTMCell and not hasattr(left.cell, "qconfig")
-    assert type(quantize(rnnfast.revert(converted)).cell) is torch.ao.nn.quantized.dynamic.LSTMCell
+    assert type(left.again) is rnnfast.LSTM and not hasattr(left.again, "qconfig")
+    assert type(quantize(rnnfast.revert(converted)).again) is torch.ao.nn.quantized.dynamic.LSTM
 
 
 def test_qconfig_is_an_attribute(converted: Model) -> None:
@@ -219,18 +219,16 @@ class RaggedLSTM(Ragged, nn.LSTM):
         return 2 * (torch.ones(1, x.size(1), 4),)
 
 
-class Plain(nn.LSTMCell):
+class Plain(nn.LSTM):
     pass
 
 
-@pytest.mark.parametrize(
-    ("make", "shape"), [(lambda: RaggedLSTM(3), (5, 2, 3)), (lambda: Plain(3, 4), (2, 3))], ids=["lstm", "cell"]
-)
-def test_own_layers(make: Callable[[], nn.Module], shape: tuple[int, ...], calls: list[str]) -> None:
-    layer, x = make(), torch.randn(shape)
+@pytest.mark.parametrize("make", [lambda: RaggedLSTM(3), lambda: Plain(3, 4)], ids=["ragged", "plain"])
+def test_own_layers(make: Callable[[], nn.Module], calls: list[str]) -> None:
+    layer, x = make(), torch.randn(5, 2, 3)
     own, expected = type(layer), layer(x)
     rnnfast.convert(layer)
-    assert isinstance(layer, own) and isinstance(layer, rnnfast.LSTM | rnnfast.LSTMCell)
+    assert isinstance(layer, own) and isinstance(layer, rnnfast.LSTM)
     got = layer(x)
     torch.testing.assert_close(got, expected)
     assert calls == ["LSTM"] and repr(layer) == repr(make())

@@ -200,4 +200,8 @@ struct Kernels {
 template <class T>
 const Kernels<T>& kernels();
 
+// The same for cells of H units, of which half a vector of AVX-512 may hold all: then AVX2's.
+template <class T>
+const Kernels<T>& kernels_of_units(int64_t H);
+
 }  // namespace rnnfast

@@ -7,13 +7,14 @@ H units, F fan-in, O outputs, S reservoirs = M recurrent matrices * Q reservoirs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rnnfast import _C
+from rnnfast.reservoir.guard import untraced
 from rnnfast.reservoir.weights import matrix
 
 UNITS = {"tanh": 0, "relu": 1, "identity": 2}
@@ -58,6 +59,7 @@ class Bank:
         inputs: M*Q, those of the first matrix first.
     """
 
+    @untraced
     def __init__(self, unit: str, dtype: torch.dtype, matrices: Sequence[Matrix], inputs: Sequence[Inputs]) -> None:
         self.dtype = dtype
         self.H, F = matrices[0].w.shape
@@ -65,10 +67,10 @@ class Bank:
         self.S = len(inputs)
         numbers = np.float32 if dtype == torch.float32 else np.float64
         dense = matrices[0].starts is None or F >= DENSE_FROM * self.H
-        w = np.stack([_dense(m) if dense else m.w for m in matrices]).astype(numbers)
-        starts = None if dense else np.stack([m.starts for m in matrices if m.starts is not None])
-        arrays = [w, starts, *[np.stack(part).astype(numbers) for part in zip(*inputs, strict=True)]]
-        addresses = [0 if a is None else a.ctypes.data for a in arrays]
+        w = _stack([_dense(m) if dense else m.w for m in matrices], numbers)
+        starts = None if dense else _stack([m.starts for m in matrices if m.starts is not None], np.int32)
+        arrays = [w, starts, *[_stack(part, numbers) for part in zip(*inputs, strict=True)]]
+        addresses = [0 if a is None else a.ctypes.data for a in arrays]  # the core copies from there
         M = len(matrices)
         self._core = _RESERVOIRS[dtype](UNITS[unit], M, self.S // M, self.I, self.H, w.shape[2], addresses)
 
@@ -77,6 +79,7 @@ class Bank:
         threads = torch.get_num_threads()
         return threads > 1 and self._core.threads_for(B, threads) == 1
 
+    @untraced
     def drive(self, u: Tensor, h: Tensor, states: Tensor, noise: Tensor | None = None) -> None:
         """Run with given inputs.
 
@@ -87,6 +90,8 @@ class Bank:
             noise: (S,B,T,H), added to h_t.
         """
         S, B, T, H = states.shape
+        if states.numel() == 0:  # nothing to run, and no address
+            return
         stride = states.stride(2)
         expected = (B * T * stride, T * stride, stride, 1)
         if any(n > 1 and a != b for n, a, b in zip(states.shape, states.stride(), expected, strict=True)):
@@ -99,6 +104,7 @@ class Bank:
         arrays = [u.data_ptr(), 0 if noise is None else noise.data_ptr(), h.data_ptr(), states.data_ptr(), *[0] * 5]
         self._core.run(B, T, u.dim() == 3, stride, 0, 0, arrays, torch.get_num_threads())
 
+    @untraced
     def loop(self, x: Tensor, h: Tensor, y0: Tensor, readouts: Readouts) -> Tensor:
         """Run with the outputs fed back: u_t = [x_t, y_{t-1}], y_t = b + W_x u_t[:E] + W_h h_t.
 
@@ -118,22 +124,28 @@ class Bank:
         self._check("y0", y0, (self.S, B, O))
         for name, shape in (("bias", (S, O)), ("w_x", (S, O, E)), ("w_h", (S, O, self.H))):
             self._check(f"readouts.{name}", getattr(readouts, name), shape)
-        y = torch.empty(S, B, T, O, dtype=self.dtype)
+        y = y0.new_empty(S, B, T, O)
         arrays = [x.data_ptr(), 0, h.data_ptr(), 0, *[a.data_ptr() for a in (*readouts, y0, y)]]
         self._core.run(B, T, x.dim() == 3, 0, O, E, arrays, torch.get_num_threads())
         return y
 
     def _input(self, name: str, u: Tensor, B: int, T: int, width: int) -> Tensor:
-        u = u.contiguous()
+        u = u.resolve_neg().contiguous()
         self._check(name, u, (B, T, width) if u.dim() == 3 else (self.S, B, T, width))
         return u
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...], dense: bool = True) -> None:
-        if tensor.shape != shape or tensor.dtype != self.dtype or (dense and not tensor.is_contiguous()):
+        wrong = tensor.shape != shape or tensor.dtype != self.dtype or not tensor.is_cpu or tensor.is_neg()
+        if wrong or (dense and not tensor.is_contiguous()):
             raise ValueError(
-                f"{name}: expected a dense {self.dtype} {shape}, got {tensor.dtype} {tuple(tensor.shape)}, "
-                f"strides {tensor.stride()}"
+                f"{name}: expected a dense {self.dtype} {shape} on the CPU, got {tensor.dtype} {tuple(tensor.shape)}, "
+                f"strides {tensor.stride()}, on {tensor.device}"
             )
+
+
+def _stack(arrays: Sequence[Any], dtype: type) -> np.ndarray:
+    """(n,...), row after row in memory, whatever the order of what is stacked."""
+    return np.ascontiguousarray(np.stack(arrays), dtype)
 
 
 def _dense(m: Matrix) -> np.ndarray:

@@ -8,21 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rnnfast.reservoir.bank import DTYPES, Bank, Inputs, Matrix, Readouts
-from rnnfast.reservoir.data import Batch, Kind, batches, chunks
+from rnnfast.reservoir.data import Batch, Kind, as_count, as_tensor, chunks, given
+from rnnfast.reservoir.guard import public
+from rnnfast.reservoir.network import Network
 from rnnfast.reservoir.readout import LeaveOneOut, Sums, Validation, solve
+from rnnfast.reservoir.weights import noise_generator
 
-if TYPE_CHECKING:
-    from rnnfast.reservoir.estimator import EchoState
+Networks = TypeVar("Networks", bound=Sequence[Network])
 
 CHUNK_BYTES = 4 << 20  # of features (S,B,t,Z) held at a time: in the cache when they are multiplied
-NOISE_STREAM = 5  # of a seed; those before are the weights'
 
 _SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "topology", "unit", "dtype", "has_feedback")
 
@@ -30,7 +31,9 @@ _SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "topology", 
 class Ensemble:
     """The reservoirs of some networks as one bank. Networks with the same seed and connections share the matrix."""
 
-    def __init__(self, networks: Sequence[EchoState]) -> None:
+    def __init__(self, networks: Sequence[Network]) -> None:
+        if not isinstance(networks, Sequence) or not all(isinstance(network, Network) for network in networks):
+            raise TypeError(f"networks: expected a list of EchoState, got {networks!r}")
         if not networks:
             raise ValueError("networks: expected at least one, got none")
         first = networks[0]
@@ -38,7 +41,7 @@ class Ensemble:
             values = {getattr(network, name) for network in networks}
             if len(values) > 1:
                 raise ValueError(f"networks: expected the same {name} in all of them, got {sorted(values)}")
-        groups: dict[int, list[EchoState]] = {}
+        groups: dict[int, list[Network]] = {}
         for network in networks:
             groups.setdefault(network.seed, []).append(network)
         if len({len(group) for group in groups.values()}) > 1:  # a bank has as many reservoirs on every matrix
@@ -73,8 +76,8 @@ class Ensemble:
         thread busy, it runs one part ahead in a thread of its own.
         """
         B, T = batch.x.shape[:2]
-        size = max(16, CHUNK_BYTES // (self.S * B * self.Z * h.element_size()))
-        memory = [torch.empty(self.S, B, min(T, size), self.Z, dtype=self.dtype) for _ in range(1 if size >= T else 2)]
+        size = max(16, CHUNK_BYTES // (self.S * max(1, B) * self.Z * h.element_size()))
+        memory = [h.new_empty(self.S, B, min(T, size), self.Z) for _ in range(1 if size >= T else 2)]
 
         def run(steps: slice) -> tuple[Tensor, slice]:
             X = memory[steps.start // size % 2][:, :, : steps.stop - steps.start]
@@ -111,14 +114,12 @@ class Ensemble:
 
     def rows(self, data: Iterable[Batch], washout: int, noise: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """X (S,n,Z) and Y (n,O), float64, of all sequences, each from the state 0 and without its first steps. At the
-        end `h` (S,B,H) and `y` (B,O) are the states and outputs after the last batch."""
+        end `h` (S,B,H) are the states after the last batch, and `y` (B,T,O) its outputs."""
         generators = [noise_generator(network.seed) for network in self.networks] if noise else None
         for batch in data:
-            B = len(batch.x)
             assert batch.y is not None
-            self.h = torch.zeros(self.S, B, self.H, dtype=self.dtype)
-            self.y = batch.y[:, -1]
-            for X, steps in self.features(batch, self.h, torch.zeros_like(self.y), generators):
+            self.h, self.y = _rest(self, batch), batch.y
+            for X, steps in self.features(batch, self.h, batch.y.new_zeros(len(batch.y), self.O), generators):
                 first = min(max(0, washout - steps.start), X.shape[2])
                 if first < X.shape[2]:
                     yield (
@@ -138,19 +139,16 @@ def _before(y: Tensor, steps: slice, start: Tensor) -> Tensor:
     return torch.cat([first[:, None], y[:, steps.start : steps.stop - 1]], 1)
 
 
-def _inputs(network: EchoState) -> Inputs:
+def _inputs(network: Network) -> Inputs:
     w_in = network.drawn.w_in * np.asarray(network.input_scale)
     if network.has_feedback:
         w_in = np.concatenate([w_in, network.feedback * network.drawn.w_fb], 1)
     return Inputs(w_in, network.bias_scale * network.drawn.bias, network.leak, network.spectral_radius)
 
 
-def noise_generator(seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(NOISE_STREAM,))))
-
-
+@public
 def fit_many(
-    networks: Sequence[EchoState],
+    networks: Networks,
     x: Any,
     y: Any,
     ridge: float | Sequence[float] = 1e-6,
@@ -159,7 +157,7 @@ def fit_many(
     validation: tuple[Any, Any] | None = None,
     warm_start: bool = False,
     progress: bool = False,
-) -> Sequence[EchoState]:
+) -> Networks:
     """Fit the readouts of several networks to the same data, their reservoirs running at once.
 
     What comes out is what `EchoState.fit` gives for each of them. Networks with the same seed share the recurrent
@@ -196,6 +194,8 @@ def fit_many(
             judge: LeaveOneOut | Validation = LeaveOneOut(sums, ridges)
             rows = ensemble.rows(data, washout, noise=True)
         else:
+            if not isinstance(validation, (list, tuple)) or len(validation) != 2:
+                raise ValueError(f"validation: expected (x, y), got {type(validation).__name__}")
             judge = Validation(sums, ridges)
             rows = ensemble.rows(_data(ensemble, *validation, washout)[0], washout, noise=False)
         count = 0
@@ -213,15 +213,29 @@ def fit_many(
     return networks
 
 
-def predict_many(networks: Sequence[EchoState], x: Any) -> list[Any]:
-    """What `EchoState.predict` gives for each network (without feedback), their reservoirs running at once."""
+@public
+def predict_many(networks: Sequence[Network], x: Any) -> list[Any]:
+    """What `EchoState.predict` gives for each network (without feedback), their reservoirs running at once.
+
+    Args:
+        networks: fitted, of the same sizes, fan-in, unit and dtype.
+        x: as for `EchoState.predict`: (T,I), (B,T,I), or a list of (T_i,I).
+
+    Returns:
+        for each network (T,O), (B,T,O), or a list of (T_i,O)
+    """
     ensemble = Ensemble(networks)
     if ensemble.feedback:
         raise ValueError("predict_many: expected networks without feedback; use EchoState.predict for each of them")
-    ((batch, kind),) = batches(x, None, ensemble.I, ensemble.O, ensemble.dtype)
-    y = predict(ensemble, batch, torch.zeros(ensemble.S, len(batch.x), ensemble.H, dtype=ensemble.dtype))
+    sequences = given(x, None, ensemble.I, ensemble.O, ensemble.dtype)
+    results = [predict(ensemble, batch, _rest(ensemble, batch)) for batch, _ in sequences.pairs]  # (S,B,T,O) each
     place = {id(network): s for s, network in enumerate(ensemble.networks)}
-    return [kind.back(y[place[id(network)]]) for network in networks]
+    return [sequences.back([y[place[id(network)]] for y in results]) for network in networks]
+
+
+def _rest(ensemble: Ensemble, batch: Batch) -> Tensor:
+    """(S,B,H) the state 0."""
+    return batch.x.new_zeros(ensemble.S, len(batch.x), ensemble.H)
 
 
 def predict(ensemble: Ensemble, batch: Batch, h: Tensor) -> Tensor:
@@ -230,14 +244,14 @@ def predict(ensemble: Ensemble, batch: Batch, h: Tensor) -> Tensor:
         network._check_fitted()
     W = torch.cat([part if part.dim() == 3 else part[..., None] for part in ensemble.readouts()], 2)  # (S,O,Z)
     B, T = batch.x.shape[:2]
-    y = torch.empty(ensemble.S, B, T, ensemble.O, dtype=ensemble.dtype)
+    y = h.new_empty(ensemble.S, B, T, ensemble.O)
     for X, steps in ensemble.features(batch, h, batch.x.new_zeros(B, ensemble.O)):
         y[:, :, steps] = X @ W.mT[:, None]
     return y
 
 
 def _checked_ridges(ridge: float | Sequence[float]) -> Tensor:
-    ridges = torch.tensor(ridge, dtype=torch.float64).reshape(-1)
+    ridges = as_tensor("ridge", ridge, torch.float64).reshape(-1)
     for value in ridges.tolist():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"ridge: expected finite numbers >= 0, got {value:g}")
@@ -249,12 +263,15 @@ def _checked_ridges(ridge: float | Sequence[float]) -> Tensor:
 def _data(ensemble: Ensemble, x: Any, y: Any, washout: int) -> tuple[list[Batch], Kind]:
     if y is None:
         raise ValueError("y: expected targets, got None")
-    if washout < 0:
-        raise ValueError(f"washout: expected a number >= 0, got {washout}")
-    pairs = batches(x, y, ensemble.I, ensemble.O, ensemble.dtype)
-    for batch, _ in pairs:
-        if batch.x.shape[1] <= washout:
-            raise ValueError(f"x: expected more steps than the washout of {washout}, got T={batch.x.shape[1]}")
+    washout = as_count("washout", washout)
+    pairs, listed = given(x, y, ensemble.I, ensemble.O, ensemble.dtype)
+    for i, (batch, _) in enumerate(pairs):
+        B, T = batch.x.shape[:2]
+        name = f"x[{i}]" if listed else "x"
+        if B == 0:
+            raise ValueError(f"{name}: expected at least one sequence, got shape {tuple(batch.x.shape)}")
+        if washout >= T:
+            raise ValueError(f"{name}: expected more steps than the washout of {washout}, got T={T}")
     return [batch for batch, _ in pairs], pairs[-1][1]
 
 

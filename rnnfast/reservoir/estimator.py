@@ -5,9 +5,6 @@ Dims: T steps, B sequences, I inputs, H reservoir units, O outputs, Z features =
 
 from __future__ import annotations
 
-import inspect
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnnfast.init import spectral_radius
 from rnnfast.reservoir import ensemble as many
-from rnnfast.reservoir.bank import DTYPES, UNITS
-from rnnfast.reservoir.data import Batch, Kind, as_tensor, batches
+from rnnfast.reservoir.bank import DTYPES
+from rnnfast.reservoir.data import Batch, Given, Kind, as_count, as_tensor, given
+from rnnfast.reservoir.guard import public
 from rnnfast.reservoir.layer import EchoStateLayer
+from rnnfast.reservoir.network import Network, check_range
 from rnnfast.reservoir.readout import RecursiveLeastSquares, Sums
-from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw, matrix
+from rnnfast.reservoir.weights import noise_generator
 
 
-class EchoState:
+class EchoState(Network):
     """An echo state network (Jaeger 2001): leaky tanh units with fixed random weights, and a linear readout.
 
         h_t = (1-a) h_{t-1} + a tanh(W_in x_t + W h_{t-1} + W_fb y_{t-1} + b) + noise_t        y_t = W_out [1, x_t, h_t]
@@ -38,8 +36,11 @@ class EchoState:
 
     It follows scikit-learn's conventions (`get_params`, `set_params`, `fit`, `predict`, `score`, clone, grid search)
     without needing scikit-learn; attributes with a trailing underscore exist after a fit. x may be NumPy or torch,
-    (T,I) or (B,T,I), and what comes back is of the same kind, in `dtype`. Reservoir and readout run on the CPU. Several
-    networks are fitted at once by `rnnfast.reservoir.fit_many`; `module` gives a layer that autograd goes through.
+    (T,I) or (B,T,I), or a list of sequences (T_i,I) of any lengths, and what comes back is of the same kind, in
+    `dtype`. A list is what so many calls, one after another, would be, each from the state 0. Without a step (T = 0)
+    outputs are empty, and the network stays as it was. Reservoir and readout run on the CPU, on one thread in a forked
+    process. Several networks are fitted at once by `rnnfast.reservoir.fit_many`; `module` gives a layer that autograd
+    goes through.
 
     Args:
         input_size: I; 0 for a network that is driven by its own output alone (x is None then).
@@ -65,7 +66,8 @@ class EchoState:
         W_out_: (O,Z) NumPy float64, after a fit.
         ridge_: the ridge that was used.
         ridge_errors_: {ridge: mean squared error}, where one of several was chosen.
-        state_, output_: (H,), (O,) or (B,H), (B,O), h and y of the last step that was run.
+        state_, output_: (H,), (O,) or (B,H), (B,O), h and y of the last step that was run (of a list: of its last
+            sequence).
 
     Raises:
         ValueError: an argument out of range, or a density that leaves units without recurrent input.
@@ -77,86 +79,9 @@ class EchoState:
     Networks 22 (2011).
     """
 
-    W_out_: np.ndarray
-    ridge_: float
-    ridge_errors_: dict[float, float]
-    _drawn: Drawn | None
     _ensemble: many.Ensemble | None
-    _sums: Sums | None
     _learner: RecursiveLeastSquares | None
     _noise: np.random.Generator
-    _kind: Kind | None  # of the last call; None: nothing has been run
-    _h: Tensor  # (B,H) where it ended
-    _y: Tensor  # (B,O)
-
-    def __init__(
-        self,
-        input_size: int,
-        reservoir_size: int,
-        output_size: int,
-        spectral_radius: float = 0.9,
-        leak: float = 1.0,
-        input_scale: float | Sequence[float] = 1.0,
-        bias_scale: float = 0.0,
-        density: float = 0.1,
-        feedback: float = 0.0,
-        noise: float = 0.0,
-        unit: str = "tanh",
-        topology: str = "random",
-        seed: int = 0,
-        dtype: str = "float64",
-    ) -> None:
-        self.input_size = input_size
-        self.reservoir_size = reservoir_size
-        self.output_size = output_size
-        self.spectral_radius = spectral_radius
-        self.leak = leak
-        self.input_scale = input_scale
-        self.bias_scale = bias_scale
-        self.density = density
-        self.feedback = feedback
-        self.noise = noise
-        self.unit = unit
-        self.topology = topology
-        self.seed = seed
-        self.dtype = dtype
-        self._reset()
-
-    # ------------------------------------------------------------------------------------- scikit-learn's conventions
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor; `deep` is there for scikit-learn."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> EchoState:
-        """Change arguments; what was drawn and fitted is forgotten."""
-        known = self.get_params()
-        for name in params:
-            if name not in known:
-                raise ValueError(f"Invalid parameter {name!r} for EchoState. Valid parameters are: {sorted(known)}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        self._reset()
-        return self
-
-    def __repr__(self) -> str:
-        return f"EchoState({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="regressor",
-            target_tags=TargetTags(required=True, multi_output=True, single_output=False),
-            regressor_tags=RegressorTags(),
-            input_tags=InputTags(two_d_array=True, three_d_array=True),
-        )
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "W_out_")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ensemble": None, "_drawn": None}  # both follow from the arguments
 
     # ------------------------------------------------------------------------------------------------------ learning
 
@@ -192,109 +117,141 @@ class EchoState:
         many.fit_many([self], x, y, ridge, washout, validation=validation, warm_start=warm_start, progress=progress)
         return self
 
+    @public
     def partial_fit(
         self, x: Any, y: Any, *, ridge: float = 1e-6, forgetting: float = 1.0, washout: int = 0
     ) -> EchoState:
         """Go on learning, by recursive least squares, from the state at which the last call ended.
 
         The first call starts from the state 0 and W_out = 0, or from what `fit` has found. With forgetting = 1, any
-        number of calls comes to the same W_out as one `fit` on all of the data.
+        number of calls comes to the same W_out as one `fit` on all of the data. With forgetting f < 1, W_out minimises
+        sum_i f^(n-i) |y_i - W_out [1, x_i, h_i]|^2 + r |W_out|^2 after n steps. r is ridge f^n, forgotten like old
+        data, as long as new data say something about every direction of W_out. While they do not (the input is
+        constant, or a sine), r is held between 1e-4 and 1e-3 of `ridge`, so that W_out stays bounded. Which it is, is
+        looked at once in the time in which data fade to a weight of 1e-4, but not before 2 Z steps.
 
         Args:
-            x: (T,I), any T; None if I = 0.
-            y: (T,O).
+            x: (T,I), any T, the next steps of one sequence; or a list of (T_i,I), sequences that each start from the
+                state 0; None if I = 0.
+            y: (T,O), or a list of (T_i,O).
             ridge: of a first call without a `fit` before, > 0, default 1e-6.
             forgetting: weight of a row relative to the next one, in (0, 1], default 1.
-            washout: first steps of this call that are left out, default 0.
+            washout: first steps of this call, or of each sequence of a list, that are left out, default 0.
 
         Raises:
             ValueError: an argument out of range, or data as `fit` refuses them.
         """
-        if not 0 < forgetting <= 1:
-            raise ValueError(f"forgetting: expected a number in (0, 1], got {forgetting}")
-        batch, kind = self._batch(x, y)
-        targets = _given(batch.y)
-        if len(batch.x) != 1:
-            raise ValueError(f"x: expected one sequence (T,{self.input_size}), got {len(batch.x)}")
+        check_range("forgetting", forgetting, above=0, most=1)
+        washout = as_count("washout", washout)
+        sequences = self._given(x, y)
+        for batch, _ in sequences.pairs:
+            _targets(batch)
+            if len(batch.x) != 1:
+                raise ValueError(f"x: expected one sequence (T,{self.input_size}), got {len(batch.x)}")
+        goes_on = self._kind is not None and not sequences.listed
+        if goes_on and len(self._h) != 1:
+            raise ValueError(
+                f"partial_fit: expected to go on from one sequence, the last call ended with {len(self._h)}; a list, "
+                "such as [x], starts from the state 0"
+            )
+        starts = [self._start(1, self.state_, self.output_) if goes_on else self._start(1) for _ in sequences.pairs]
         learner = self._learner or self._start_learner(ridge)
-        h, before = self._start(1, self.state_, self.output_) if self._kind else self._start(1)
-        learner.forgetting = forgetting
-        noise = [self._noise]
-        for X, steps in self._one.features(batch, h, before[0], noise):
-            first = max(0, washout - steps.start)
-            learner.add(X[0, 0, first:].double(), targets[0, steps][first:].double())
+        learner.forgetting = float(forgetting)
+        for (batch, kind), (h, before) in zip(sequences.pairs, starts, strict=True):
+            targets = _targets(batch)
+            for X, steps in self._one.features(batch, h, before[0], [self._noise]):
+                first = max(0, washout - steps.start)
+                learner.add(X[0, 0, first:].double(), targets[0, steps][first:].double())
+            self._keep(kind, h[0], targets)
         self._learner = learner
         self.W_out_ = learner.weights.numpy()
-        self._keep(kind, h[0], targets[:, -1])
         return self
 
     def _start_learner(self, ridge: float) -> RecursiveLeastSquares:
         if self._sums is not None:
-            regular = self._sums.gram[0] + self.ridge_ * torch.eye(self._one.Z, dtype=torch.float64)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
-            return RecursiveLeastSquares(inverse, torch.from_numpy(self.W_out_))
-        if not (math.isfinite(ridge) and ridge > 0):
-            raise ValueError(f"ridge: expected a positive number, got {ridge}")
+            return RecursiveLeastSquares.resume(self._sums.gram[0], torch.from_numpy(self.W_out_), self.ridge_)
+        check_range("ridge", ridge, above=0)
         self.ridge_ = float(ridge)
-        zeros = torch.zeros(self.output_size, self._one.Z, dtype=torch.float64)
-        return RecursiveLeastSquares(torch.eye(self._one.Z, dtype=torch.float64) / ridge, zeros)
+        return RecursiveLeastSquares.start(self._one.Z, self.output_size, self.ridge_)
 
     # ------------------------------------------------------------------------------------------------------- running
 
+    @public
     def states(self, x: Any, y: Any = None, *, state: Any = None) -> Any:
         """Drive the reservoir.
 
         Args:
-            x: (T,I) or (B,T,I); None if I = 0.
-            y: (T,O) or (B,T,O), what is fed back; needed with feedback.
-            state: (H,) or (B,H) to start from, default 0.
+            x: (T,I), (B,T,I), or a list of (T_i,I), one sequence after another; None if I = 0.
+            y: (T,O), (B,T,O), or a list of (T_i,O), what is fed back; needed with feedback.
+            state: (H,) or (B,H) to start from, default 0; for a list (H,), or one for each of its sequences.
 
         Returns:
-            (T,H) or (B,T,H), h_t. `generate` goes on from the last step.
+            (T,H), (B,T,H), or a list of (T_i,H), h_t. `generate` goes on from the last step, of the last sequence if
+            there is a list.
         """
         if self.has_feedback and y is None:
             raise ValueError("states: a network with feedback needs y, what is fed back; `generate` feeds back its own")
-        batch, kind = self._batch(x, y)
-        B, T = batch.x.shape[:2]
-        h, before = self._start(B, state)
-        states = torch.empty(B, T, self.reservoir_size, dtype=self._one.dtype)
-        for X, steps in self._one.features(batch, h, before[0]):
-            states[:, steps] = X[0, :, :, 1 + self.input_size :]
-        if batch.y is not None:
-            self._keep(kind, h[0], batch.y[:, -1])
-        elif self.__sklearn_is_fitted__():
-            self._keep(kind, h[0], self._read_out(batch.x[:, -1], h[0]))
-        return kind.back(states)
+        sequences = self._given(x, y)
+        starts = [
+            self._start(len(batch.x), start)
+            for (batch, _), start in zip(sequences.pairs, sequences.each("state", state), strict=True)
+        ]
+        results = []
+        for (batch, kind), (h, before) in zip(sequences.pairs, starts, strict=True):
+            states = h.new_empty(*batch.x.shape[:2], self.reservoir_size)
+            for X, steps in self._one.features(batch, h, before[0]):
+                states[:, steps] = X[0, :, :, 1 + self.input_size :]
+            if batch.y is not None:
+                self._keep(kind, h[0], batch.y)
+            elif self.__sklearn_is_fitted__():
+                self._keep(kind, h[0], self._read_out(batch.x[:, -1:], states[:, -1:]))
+            results.append(states)
+        return sequences.back(results)
 
+    @public
     def predict(self, x: Any, *, state: Any = None) -> Any:
         """Outputs (T,O) or (B,T,O) for x (T,I) or (B,T,I), from `state` (H,) or (B,H), default 0. With feedback the
-        network's own outputs are fed back, from 0 on."""
-        self._check_fitted()
-        batch, kind = self._batch(x, None)
-        h, before = self._start(len(batch.x), state)
-        y = self._loop(batch.x, h, before) if self.has_feedback else many.predict(self._one, batch, h)
-        self._keep(kind, h[0], y[0, :, -1])
-        return kind.back(y[0])
+        network's own outputs are fed back, from 0 on.
 
+        For a list of (T_i,I) a list of (T_i,O), as if each had been predicted by a call of its own, from `state` (H,)
+        or one for each of them."""
+        self._check_fitted()
+        sequences = self._given(x, None)
+        return sequences.back(self._predict(sequences, state))
+
+    def _predict(self, sequences: Given, state: Any = None) -> list[Tensor]:
+        """(B,T,O) for each pair."""
+        starts = [
+            self._start(len(batch.x), start)
+            for (batch, _), start in zip(sequences.pairs, sequences.each("state", state), strict=True)
+        ]
+        results = []
+        for (batch, kind), (h, before) in zip(sequences.pairs, starts, strict=True):
+            y = self._loop(batch.x, h, before) if self.has_feedback else many.predict(self._one, batch, h)
+            self._keep(kind, h[0], y[0])
+            results.append(y[0])
+        return results
+
+    @public
     def generate(self, steps: int, x: Any = None, *, state: Any = None, output: Any = None) -> Any:
         """Run in closed loop: what it puts out it gets back at the next step, through W_fb, or, without feedback and
         with as many inputs as outputs, as its input.
 
         Args:
             steps: how many.
-            x: (steps,I) or (B,steps,I), inputs beside the feedback, if there are any.
-            state: (H,) or (B,H) to start from, default where the last call ended.
+            x: (steps,I), (B,steps,I), or a list of (steps,I), inputs beside the feedback, if there are any.
+            state: (H,) or (B,H) to start from, default where the last call ended; for a list (H,), or one for each of
+                its sequences.
             output: (O,) or (B,O) at the step before, default likewise.
 
         Returns:
-            (steps,O) or (B,steps,O).
+            (steps,O), (B,steps,O), or a list of (steps,O).
 
         Raises:
             RuntimeError: the loop has left the finite numbers.
         """
         self._check_fitted()
-        if steps < 1:
-            raise ValueError(f"steps: expected a positive number, got {steps}")
+        steps = as_count("steps", steps, 1)
         if not self.has_feedback and (self.input_size != self.output_size or x is not None):
             raise ValueError(
                 "generate: without feedback an output is the next input: expected input_size == output_size and no x, "
@@ -304,37 +261,53 @@ class EchoState:
             raise ValueError(f"x: expected {steps} steps of input_size={self.input_size} numbers, got None")
         if self._kind is None and state is None:
             raise ValueError("generate: expected a state to start from, as no step has been run yet")
-        given = None if x is None else self._batch(x, None)
-        if given and given[0].x.shape[1] != steps:
-            raise ValueError(f"x: expected {steps} steps, got {given[0].x.shape[1]}")
         state = self.state_ if state is None else state
         output = (self.output_ if self._kind else None) if output is None else output
-        B = len(state) if np.ndim(state) == 2 else 1
-        h, before = self._start(B, state, output)
-        kind = given[1] if given else Kind(isinstance(state, Tensor), np.ndim(state) == 2)
-        y = self._loop(given[0].x if given else torch.zeros(B, steps, 0, dtype=self._one.dtype), h, before)
-        self._keep(kind, h[0], y[0, :, -1])
-        return kind.back(y[0])
+        sequences = self._beside(steps, state) if x is None else self._given(x, None)
+        starts = []
+        each = zip(sequences.pairs, sequences.each("state", state), sequences.each("output", output), strict=True)
+        for (batch, _), one_state, one_output in each:
+            if batch.x.shape[1] != steps:
+                raise ValueError(f"x: expected {steps} steps, got {batch.x.shape[1]}")
+            starts.append(self._start(len(batch.x), one_state, one_output))
+        results = []
+        for (batch, kind), (h, before) in zip(sequences.pairs, starts, strict=True):
+            y = self._loop(batch.x, h, before)
+            self._keep(kind, h[0], y[0])
+            results.append(y[0])
+        return sequences.back(results)
 
+    def _beside(self, steps: int, state: Any) -> Given:
+        """No inputs beside the feedback, for as many sequences as there are states."""
+        start = as_tensor("state", state, DTYPES[self.dtype])
+        batched = start.dim() == 2
+        x = start.new_zeros(len(start) if batched else 1, steps, 0)
+        return Given([(Batch(x, None), Kind.of(state, batched))], False)
+
+    @public
     def score(self, x: Any, y: Any, *, washout: int = 0) -> float:
         """The coefficient of determination R^2 of `predict(x)`, the mean over outputs, as scikit-learn's regressors.
 
         Args:
-            x, y: as for `fit`, one array each.
+            x, y: as for `fit`; of a list all steps count together.
             washout: first steps of each sequence that are left out, default 0.
         """
-        batch, _ = self._batch(x, y)
-        targets = _given(batch.y)
-        if batch.x.shape[1] <= washout + 1:
-            raise ValueError(f"x: expected more than one step after the washout of {washout}, got {batch.x.shape[1]}")
-        predicted = torch.as_tensor(self.predict(x)).reshape(targets.shape)[:, washout:].double()
-        y = targets[:, washout:].double()
-        residual = (y - predicted).square().sum((0, 1))
-        total = (y - y.mean((0, 1))).square().sum((0, 1))
+        self._check_fitted()
+        washout = as_count("washout", washout)
+        sequences = self._given(x, y)
+        targets = [_targets(batch)[:, washout:].double().flatten(0, 1) for batch, _ in sequences.pairs]
+        y = torch.cat(targets)  # (n,O)
+        if len(y) < 2:
+            raise ValueError(f"x: expected more than one step after the washout of {washout}, got {len(y)}")
+        inputs = sequences._replace(pairs=[(Batch(batch.x, None), kind) for batch, kind in sequences.pairs])
+        predicted = torch.cat([one[:, washout:].double().flatten(0, 1) for one in self._predict(inputs)])
+        residual = (y - predicted).square().sum(0)
+        total = (y - y.mean(0)).square().sum(0)
         if (total == 0).any():
             raise ValueError("score: an output has the same target everywhere, R^2 is not defined")
         return float((1 - residual / total).mean())
 
+    @public
     def module(self) -> EchoStateLayer:
         """This network as a torch module that autograd goes through: a copy of the weights, the reservoir's
         frozen until `requires_grad_()`. Without feedback only.
@@ -347,82 +320,7 @@ class EchoState:
             raise ValueError(f"module: expected a network without feedback, got feedback={self.feedback}")
         return EchoStateLayer(self)
 
-    # ----------------------------------------------------------------------------------------------- the reservoir
-
-    @property
-    def state_(self) -> Any:
-        return self._last_kind().back(self._h.clone())
-
-    @property
-    def output_(self) -> Any:
-        return self._last_kind().back(self._y.clone())
-
-    @property
-    def W_(self) -> Any:
-        """(H,H) recurrent weights: scipy.sparse.csr_array, or NumPy where every unit hears every unit."""
-        return matrix(self.drawn.w * self.spectral_radius, self.drawn.starts)
-
-    @property
-    def W_in_(self) -> np.ndarray:
-        """(H,I) input weights."""
-        return self.drawn.w_in * np.asarray(self.input_scale)
-
-    @property
-    def W_fb_(self) -> np.ndarray:
-        """(H,O) feedback weights."""
-        return self.drawn.w_fb * self.feedback
-
-    @property
-    def bias_(self) -> np.ndarray:
-        """(H,)"""
-        return self.drawn.bias * self.bias_scale
-
-    @property
-    def fan_in(self) -> int:
-        """Recurrent connections into each unit."""
-        return 1 if self.topology == "cycle" else round(self.density * self.reservoir_size)
-
-    @property
-    def has_feedback(self) -> bool:
-        return self.feedback != 0
-
-    def effective_spectral_radius(self) -> float:
-        """The largest modulus of an eigenvalue of (1-a) I + a W, which, not W's, says whether linear units are stable
-        (and tanh units near 0)."""
-        W = self.W_
-        if isinstance(W, np.ndarray):
-            eye: Any = np.eye(len(W))
-        else:
-            from scipy.sparse import eye_array
-
-            eye = eye_array(W.shape[0], format="csr")
-        return spectral_radius((1 - self.leak) * eye + self.leak * W)
-
-    def warn_if_unstable(self) -> None:
-        """relu and identity have no bound: where (1-a) I + a W has an eigenvalue of modulus 1 or more, states may grow
-        without end. For such units only; tanh saturates."""
-        if self.unit == "tanh" or 1 - self.leak + self.leak * self.spectral_radius < 1:
-            return
-        radius = self.effective_spectral_radius()
-        if radius >= 1:
-            warnings.warn(
-                f"{self.unit} units with spectral_radius={self.spectral_radius} and leak={self.leak}: the spectral "
-                f"radius of (1-a) I + a W is {radius:.4g}, not below 1, so the states may grow without bound",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    @property
-    def drawn(self) -> Drawn:
-        """The weights before scaling."""
-        if self._drawn is None:
-            sizes = self.input_size, self.reservoir_size, self.output_size
-            self._drawn = draw(self.seed, *sizes, self.fan_in, self.topology)
-        return self._drawn
-
-    @drawn.setter
-    def drawn(self, weights: Drawn) -> None:
-        self._drawn = weights
+    # ------------------------------------------------------------------------------------------------------- helpers
 
     @property
     def _one(self) -> many.Ensemble:
@@ -431,62 +329,34 @@ class EchoState:
             self._ensemble = many.Ensemble([self])
         return self._ensemble
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_ensemble": None}  # follows from the arguments
+
     def _reset(self) -> None:
-        """Check the arguments, forget all that followed from others."""
-        for name in ("input_size", "reservoir_size", "output_size"):
-            value, least = getattr(self, name), 0 if name == "input_size" else 1
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
-        _check_range("spectral_radius", self.spectral_radius, above=0)
-        _check_range("leak", self.leak, above=0, most=1)
-        _check_range("density", self.density, above=0, most=1)
-        for name in ("bias_scale", "feedback", "noise"):
-            _check_range(name, getattr(self, name), least=0)
-        scales = np.asarray(self.input_scale, dtype=float)
-        if scales.shape not in ((), (self.input_size,)) or not np.isfinite(scales).all():
-            raise ValueError(f"input_scale: expected one number or {self.input_size}, finite, got {self.input_scale!r}")
-        if self.unit not in UNITS:
-            raise ValueError(f"unit: expected one of {list(UNITS)}, got {self.unit!r}")
-        if self.topology not in TOPOLOGIES:
-            raise ValueError(f"topology: expected one of {list(TOPOLOGIES)}, got {self.topology!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {self.dtype!r}")
-        if not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
-            raise ValueError(f"seed: expected an integer >= 0, got {self.seed!r}")
-        if self.fan_in < 1:
-            raise ValueError(
-                f"density: {self.density} leaves the {self.reservoir_size} units without recurrent input; expected at "
-                f"least {1 / self.reservoir_size:g}"
-            )
-        for name in ("W_out_", "ridge_", "ridge_errors_"):
-            self.__dict__.pop(name, None)
-        self._drawn = self._ensemble = self._sums = self._learner = self._kind = None
-        self._noise = many.noise_generator(int(self.seed))
+        super()._reset()
+        self._ensemble = self._learner = None
+        self._noise = noise_generator(int(self.seed))
 
     def _fitted(self, sums: Sums, weights: Tensor, ridge: float) -> None:
-        self._sums, self._learner = sums, None
-        self.W_out_, self.ridge_ = weights.numpy(), ridge
-        self.__dict__.pop("ridge_errors_", None)
+        super()._fitted(sums, weights, ridge)
+        self._learner = None
 
-    def _keep(self, kind: Kind, h: Tensor, y: Tensor) -> None:
-        """h (B,H), y (B,O): where the last call ended."""
-        self._kind, self._h, self._y = kind, h, y.clone()
-
-    def _batch(self, x: Any, y: Any) -> tuple[Batch, Kind]:
-        (pair,) = batches(x, y, self.input_size, self.output_size, self._one.dtype)
-        return pair
+    def _given(self, x: Any, y: Any) -> Given:
+        return given(x, y, self.input_size, self.output_size, DTYPES[self.dtype])
 
     def _start(self, B: int, state: Any = None, output: Any = None) -> tuple[Tensor, Tensor]:
         """h (1,B,H) and y (1,B,O) to start from; None: zeros."""
         starts = []
-        for name, given, width in (("state", state, self.reservoir_size), ("output", output, self.output_size)):
-            if given is None:
-                starts.append(torch.zeros(1, B, width, dtype=self._one.dtype))
-                continue
-            if np.shape(given) not in ((width,), (B, width)):
-                raise ValueError(f"{name}: expected shape ({width},) or ({B},{width}), got {tuple(np.shape(given))}")
-            start = as_tensor(name, given if np.ndim(given) == 2 else given[None], width, self._one.dtype)  # (1,B,.)
-            starts.append(start.expand(1, B, width).clone(memory_format=torch.contiguous_format))
+        for name, value, width in (("state", state, self.reservoir_size), ("output", output, self.output_size)):
+            start = torch.zeros(B, width, dtype=DTYPES[self.dtype], device="cpu")
+            if value is not None:
+                found = as_tensor(name, value, start.dtype)
+                if found.shape not in ((width,), (B, width)):
+                    raise ValueError(f"{name}: expected shape ({width},) or ({B},{width}), got {tuple(found.shape)}")
+                if not torch.isfinite(found).all():
+                    raise ValueError(f"{name}: expected finite numbers, got {found[~torch.isfinite(found)][0]}")
+                start.copy_(found)
+            starts.append(start[None])
         return starts[0], starts[1]
 
     def _loop(self, x: Tensor, h: Tensor, y: Tensor) -> Tensor:
@@ -500,29 +370,12 @@ class EchoState:
         return out
 
     def _read_out(self, x: Tensor, h: Tensor) -> Tensor:
-        """(B,O) from x (B,I), h (B,H)."""
-        features = torch.cat([torch.ones(len(x), 1), x.double(), h.double()], 1)
-        return (features @ torch.from_numpy(self.W_out_).T).to(self._one.dtype)
-
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise RuntimeError("This EchoState instance is not fitted yet: call fit first")
-
-    def _last_kind(self) -> Kind:
-        if self._kind is None:
-            raise AttributeError("state_ and output_ are there after a call of fit, predict, states or generate")
-        return self._kind
+        """(B,T,O) from x (B,T,I), h (B,T,H)."""
+        features = torch.cat([x.new_ones(*x.shape[:2], 1), x, h], 2).double()
+        return (features @ torch.from_numpy(self.W_out_).T).to(x.dtype)
 
 
-def _given(y: Tensor | None) -> Tensor:
-    if y is None:
+def _targets(batch: Batch) -> Tensor:
+    if batch.y is None:
         raise ValueError("y: expected targets, got None")
-    return y
-
-
-def _check_range(
-    name: str, value: float, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf
-) -> None:
-    if not (math.isfinite(value) and least <= value <= most and value > above):
-        low = f"> {above}" if above > -math.inf else f">= {least}"
-        raise ValueError(f"{name}: expected a number {low}{f' and <= {most}' if most < math.inf else ''}, got {value}")
+    return batch.y

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnfast.init import spectral_radius
+from rnnfast.reservoir.guard import untraced
 
 Array = np.ndarray
 
 RADIUS_DIGITS = 10
+NOISE_STREAM = 5  # of a seed; those before are the weights'
 RUN = 16  # neighbouring units that hear neighbouring units; csrc/unit.h
 
 
@@ -34,6 +36,7 @@ class Drawn(NamedTuple):
 TOPOLOGIES = ("random", "cycle")
 
 
+@untraced
 def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn:  # noqa: E741
     """Draw a reservoir: "random" with `fan_in` sources of each unit, or a "cycle", in which unit j hears unit j - 1
     alone and all weights are 1 or -1.
@@ -56,6 +59,11 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn
     return Drawn(w, starts, _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O)))
 
 
+def noise_generator(seed: int) -> np.random.Generator:
+    """Of the noise on the states, a stream of its own."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(NOISE_STREAM,))))
+
+
 def _uniform(stream: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return 2 * stream.random(shape) - 1
 
@@ -74,6 +82,7 @@ def sources(H: int, starts: Array) -> Array:
     return (starts[run] + place[:, None]) % H
 
 
+@untraced
 def matrix(w: Array, starts: Array | None) -> Any:
     """The recurrent matrix (H,H): a scipy.sparse.csr_array, or `w` itself if it is dense."""
     if starts is None:

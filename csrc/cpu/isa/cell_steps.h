@@ -11,79 +11,79 @@
 namespace rnnfast {
 namespace {
 
-// A number of lanes that the compiler knows.
-template <int lanes>
-struct AllLanes {
-    RNNFAST_INLINE constexpr operator int() const { return lanes; }
-};
-
-// Calls body(column, lanes) for each vector of a panel's units; the compiler knows how many lanes a whole one has.
-template <class T, class Body>
-inline void for_units(const Product<T>& p, const Panel& panel, Body body) {
-    constexpr int V = lanes_of<T>;
-    const int vectors = p.columns.gates > 1 ? 1 : panel.vectors;
-    const int whole = panel.last_lanes == V ? vectors : vectors - 1;
-    for (int v = 0; v < whole; ++v) body(panel.column + v * int64_t(V), AllLanes<V>());
-    if (whole < vectors) body(panel.column + whole * int64_t(V), panel.last_lanes);
-}
-
-// Runs the product, and body(row0, row1, column, lanes) on each vector of units of each finished piece.
-template <class T, class Body>
+// Runs the product, and body(row0, row1, column, lanes, rows of the vector, numbers from gate to gate there) on each
+// vector of units of each finished piece; the compiler knows how many lanes a whole one has. body_stores: see
+// run_product.
+template <bool body_stores = false, class T, class Body>
 inline void product_then(const Product<T>& p, Body body) {
-    run_product(p, [&](int64_t row0, int64_t row1, const Panel& panel) {
-        for_units(p, panel, [&](int64_t j, auto n) { body(row0, row1, j, n); });
+    constexpr int V = lanes_of<T>;
+    run_product<body_stores>(p, [&](int64_t row0, int64_t row1, const Panel& panel, const Piece<T>& piece) {
+        const int vectors = p.columns.gates > 1 ? 1 : panel.vectors;
+        const int whole = panel.last_lanes == V ? vectors : vectors - 1;
+        for (int v = 0; v < whole; ++v)
+            body(row0, row1, panel.column + v * int64_t(V), AllLanes<V>(), piece.vector(v), piece.stride);
+        if (whole < vectors)
+            body(row0, row1, panel.column + whole * int64_t(V), panel.last_lanes, piece.vector(whole), piece.stride);
     });
 }
 
-// The gates of a row (G,H) from unit j on are H numbers apart.
+// The gates of a row from unit j on, `stride` numbers apart.
 template <class T, int G, class Lanes>
-inline void load_gates(Vec<T> (&a)[G], const T* row, int64_t H, Lanes n) {
+inline void load_gates(Vec<T> (&a)[G], const T* row, ptrdiff_t stride, Lanes n) {
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) a[g] = load(row + g * H, n);
+    for (int g = 0; g < G; ++g) a[g] = load(row + g * stride, n);
 }
 template <class T, int G, class Lanes>
-inline void store_gates(T* row, const Vec<T> (&a)[G], int64_t H, Lanes n) {
+inline void store_gates(T* row, const Vec<T> (&a)[G], ptrdiff_t stride, Lanes n) {
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) store(row + g * H, a[g], n);
+    for (int g = 0; g < G; ++g) store(row + g * stride, a[g], n);
 }
 
-// Rows [row0, row1) of units from j on, n lanes of them, of a finished product.
+// Rows [row0, row1) of units from j on, n lanes of them; zs: their product, `stride` from gate to gate.
 template <class Cell, class T, class Lanes>
-inline void step_values(const Step<T>& s, int64_t row0, int64_t row1, int64_t j, Lanes n) {
+inline void step_values(const Step<T>& s, int64_t row0, int64_t row1, int64_t j, Lanes n, Rows<T*> zs,
+                        ptrdiff_t stride) {
+    constexpr AllLanes<lanes_of<T>> all{};
     const int64_t H = s.product.columns.size;
     // In two loops: the gates do not wait for each other, what is made of them waits for all.
     for (int64_t r = row0; r < row1; ++r) {
-        T* const row = s.product.c[r] + j;  // (G,H)
+        T* const row = zs[r - row0];
         Vec<T> z[Cell::gates], a[Cell::gates];
-        load_gates(z, row, H, n);
+        load_gates(z, row, stride, all);
         Cell::activate(z, a);
-        store_gates(row, a, H, n);
+        if constexpr (Cell::saves_gates)
+            store_gates(row, a, stride, all);
+        else
+            store_gates(s.product.c[r] + j, a, H, n);
     }
     if constexpr (Cell::saves_gates)
         for (int64_t r = row0; r < row1; ++r) {
+            T *const row = zs[r - row0], *const gates = s.product.c[r] + j;  // (G,H)
             Vec<T> a[Cell::gates], c = {};
-            load_gates(a, s.product.c[r] + j, H, n);
+            load_gates(a, row, stride, all);
             if constexpr (Cell::has_state) c = load(s.c_prev[r] + j, n);
             const Vec<T> m = Cell::combine(a, c);
             if constexpr (Cell::has_state) store(s.c[r] + j, c, n);
             store(s.m[r] + j, m, n);
+            if (gates != row) store_gates(gates, a, H, n);
         }
 }
 
 template <class Cell, class T>
 void step(const Step<T>& s) {
-    product_then(s.product,
-                 [&](int64_t row0, int64_t row1, int64_t j, auto n) { step_values<Cell>(s, row0, row1, j, n); });
+    product_then<true>(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z, ptrdiff_t stride) {
+        step_values<Cell>(s, row0, row1, j, n, z, stride);
+    });
 }
 
 template <class Cell, class T>
 void step_backward(const StepBackward<T>& s) {
     const int64_t H = s.product.columns.size;
-    product_then(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n) {
+    product_then(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> dms, ptrdiff_t) {
         for (int64_t r = row0; r < row1; ++r) {
             Vec<T> a[Cell::gates], dz[Cell::gates], c = {}, c_prev = {}, dc = {}, dc_prev;
             load_gates(a, s.gates[r] + j, H, n);
-            const Vec<T> dm = load(s.product.c[r] + j, n);
+            const Vec<T> dm = load(dms[r - row0]);
             if constexpr (Cell::has_state) {
                 c = load(s.c[r] + j, n);
                 c_prev = load(s.c_prev[r] + j, n);
@@ -106,11 +106,13 @@ struct DualRow {
 
 // Stores the tangents of one row and returns what they were made of.
 template <class Cell, class T, class Lanes>
-inline DualRow<Cell, T> row_tangent(const StepTangent<T>& s, const T* z_dot, int64_t H, int64_t r, int64_t j, Lanes n) {
+inline DualRow<Cell, T> row_tangent(const StepTangent<T>& s, const T* z_dot, ptrdiff_t stride, int64_t H, int64_t r,
+                                    int64_t j, Lanes n) {
     DualRow<Cell, T> row = {};
-    const T* const gates = s.gates[r] + j;
+    Vec<T> a[Cell::gates];
+    load_gates(a, s.gates[r] + j, H, n);
 #pragma GCC unroll 4
-    for (int g = 0; g < Cell::gates; ++g) row.z[g] = {load(gates + g * H, n), load(z_dot + j + g * H, n)};
+    for (int g = 0; g < Cell::gates; ++g) row.z[g] = {a[g], load(z_dot + g * stride)};
     Cell::activate(row.z, row.a);
     if constexpr (Cell::has_state) row.c_prev = {load(s.c_prev[r] + j, n), load(s.c_dot_prev[r] + j, n)};
     row.c = row.c_prev;
@@ -123,8 +125,8 @@ inline DualRow<Cell, T> row_tangent(const StepTangent<T>& s, const T* z_dot, int
 template <class Cell, class T>
 void step_tangent(const StepTangent<T>& s) {
     const Product<T>& p = s.product;
-    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n) {
-        for (int64_t r = row0; r < row1; ++r) row_tangent<Cell>(s, p.c[r], p.columns.size, r, j, n);
+    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z_dot, ptrdiff_t stride) {
+        for (int64_t r = row0; r < row1; ++r) row_tangent<Cell>(s, z_dot[r - row0], stride, p.columns.size, r, j, n);
     });
 }
 
@@ -132,9 +134,9 @@ template <class Cell, class T>
 void step_second(const StepSecond<T>& s) {
     const Product<T>& p = s.tangent.product;
     const int64_t H = p.columns.size;
-    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n) {
+    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z_dot, ptrdiff_t stride) {
         for (int64_t r = row0; r < row1; ++r) {
-            DualRow<Cell, T> row = row_tangent<Cell>(s.tangent, p.c[r], H, r, j, n);
+            DualRow<Cell, T> row = row_tangent<Cell>(s.tangent, z_dot[r - row0], stride, H, r, j, n);
             Dual<Vec<T>> dz[Cell::gates], dc_prev;
             const Vec<T> dm = load(s.dm[r] + j, n);
             Vec<T> dc = {};
@@ -160,10 +162,10 @@ template <class Cell, class T>
 void step_dual(const StepDual<T>& s) {
     const Product<T>& p = s.step.product;
     const int64_t count = p.rows / 2;
-    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n) {
-        if (row0 < count) step_values<Cell>(s.step, row0, row1 < count ? row1 : count, j, n);
+    product_then<true>(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z, ptrdiff_t stride) {
+        if (row0 < count) step_values<Cell>(s.step, row0, row1 < count ? row1 : count, j, n, z, stride);
         for (int64_t r = row0 > count ? row0 : count; r < row1; ++r)
-            row_tangent<Cell>(s.tangent, p.c[r], p.columns.size, r - count, j, n);
+            row_tangent<Cell>(s.tangent, z[r - row0], stride, p.columns.size, r - count, j, n);
     });
 }
 

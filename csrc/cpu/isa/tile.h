@@ -101,35 +101,56 @@ struct Panel {
     }
 };
 
-// A tile whose last vector is only partly there: through a full one on the stack.
+// A finished piece of c, of which whole vectors can be read. A ragged one is a copy that goes on beyond the columns
+// that there are: what has just been stored in parts comes back from memory late, and holds up its neighbours' loads.
+template <class T>
+struct Piece {
+    Rows<T*> rows;     // the first vector of each row
+    ptrdiff_t stride;  // from one vector of a row to the next
+
+    RNNFAST_INLINE Rows<T*> vector(int v) const { return {rows.rows, rows.start + v * stride}; }
+};
+
+// Room for a tile of whole vectors, as many as a tile can have.
+template <class T>
+struct FullTile {
+    T numbers[max_tile_rows][max_tile_vectors * lanes_of<T>];
+    T* rows[max_tile_rows];
+
+    FullTile() {
+        for (int r = 0; r < max_tile_rows; ++r) rows[r] = numbers[r];
+    }
+};
+
+// A tile whose last vector is only partly there: through a full one.
 template <class T>
 void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, Rows<const T*> a, const T* slice,
-                 Rows<const T*> init, Rows<T*> c) {
+                 Rows<const T*> init, Rows<T*> c, FullTile<T>& full, bool stores) {
     constexpr int V = lanes_of<T>;
-    T full[max_tile_rows][max_tile_vectors * V];
-    T* full_row[max_tile_rows];
-    for (int r = 0; r < rows; ++r) full_row[r] = full[r];
     if (init)
         for (int r = 0; r < rows; ++r)
             for (int v = 0; v < panel.vectors; ++v)
-                store(full[r] + v * V, load(init[r] + v * panel.stride, panel.lanes(p.columns, v)));
-    const Rows<const T*> start{init ? full_row : nullptr, 0};
-    tiles<T>[rows - 1][panel.vectors - 1](K, a, p.a_stride, slice, start, {full_row, 0}, V);
+                store(full.rows[r] + v * V, load(init[r] + v * panel.stride, panel.lanes(p.columns, v)));
+    const Rows<const T*> start{init ? full.rows : nullptr, 0};
+    tiles<T>[rows - 1][panel.vectors - 1](K, a, p.a_stride, slice, start, {full.rows, 0}, V);
+    if (!stores) return;
     for (int r = 0; r < rows; ++r)
         for (int v = 0; v < panel.vectors; ++v)
-            store(c[r] + v * panel.stride, load(full[r] + v * V), panel.lanes(p.columns, v));
+            store(c[r] + v * panel.stride, load(full.rows[r] + v * V), panel.lanes(p.columns, v));
 }
 
-// Runs the product; done(row0, row1, panel) follows on each finished piece of c while it is in the cache.
-template <class T, class Done>
+// Runs the product; done(row0, row1, panel, piece) follows on each finished piece of c while it is in the cache.
+template <bool done_stores = false, class T, class Done>
 void run_product(const Product<T>& p, Done done) {
     if (!p.rows) return;
     // Row tiles of nearly the same height: `longer` ones have a row more than the rest.
     const int64_t row_tiles = (p.rows + max_tile_rows - 1) / max_tile_rows;
     const int64_t tile_rows = p.rows / row_tiles, longer = p.rows % row_tiles;
     const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
+    FullTile<T> full;
     for (int64_t q = p.panel0; q < p.panel1; ++q) {
         const Panel panel(p.columns, q);
+        const bool whole = panel.last_lanes == lanes_of<T>;
         for (int64_t kb = 0; kb < k_blocks; ++kb) {
             const int64_t k0 = kb * p.K / k_blocks, k1 = (kb + 1) * p.K / k_blocks;
             const T* slice = p.packed + panel.offset * p.K + k0 * panel.vectors * lanes_of<T>;
@@ -139,11 +160,13 @@ void run_product(const Product<T>& p, Done done) {
                 const Rows<const T*> a{p.a + row0, k0 * p.a_stride};
                 const Rows<const T*> start{init ? init + row0 : nullptr, panel.column};
                 const Rows<T*> c{p.c + row0, panel.column};
-                if (panel.last_lanes == lanes_of<T>)
+                if (whole)
                     tiles<T>[rows - 1][panel.vectors - 1](k1 - k0, a, p.a_stride, slice, start, c, panel.stride);
                 else
-                    ragged_tile(rows, p, panel, k1 - k0, a, slice, start, c);
-                if (kb == k_blocks - 1) done(row0, row0 + rows, panel);
+                    ragged_tile(rows, p, panel, k1 - k0, a, slice, start, c, full, !done_stores || kb < k_blocks - 1);
+                if (kb == k_blocks - 1)
+                    done(row0, row0 + rows, panel,
+                         whole ? Piece<T>{c, panel.stride} : Piece<T>{{full.rows, 0}, lanes_of<T>});
                 row0 += rows;
             }
         }
@@ -152,44 +175,66 @@ void run_product(const Product<T>& p, Done done) {
 
 template <class T>
 void product(const Product<T>& p) {
-    run_product(p, [](int64_t, int64_t, const Panel&) {});
+    run_product(p, [](int64_t, int64_t, const Panel&, const Piece<T>&) {});
 }
 
-// Columns [j, j + count) of one row of a direct product.
-template <class T>
-inline void direct_columns(const DirectProduct<T>& p, int64_t r, int64_t j, int count) {
-    constexpr int V = lanes_of<T>, most = 4;
-    for (int first = 0; first < count; first += most) {
-        const int n = count - first < most ? count - first : most;
-        Vec<T> partial[most] = {};
-        for (int i = 0; i < 2; ++i) {
-            const int64_t K = p.K[i];
-            if (!K) continue;
-            const T *a = p.a[i][r], *w[most];
-            // A ragged end computes its last column again in place of those that are not there.
-            for (int v = 0; v < most; ++v) w[v] = p.w[i] + (j + first + (v < n ? v : n - 1)) * K;
-            int64_t k = 0;
-            for (; k + V <= K; k += V)
+// Columns [j, j + count) of rows [r0, r0 + MR) of a direct product. The order of a sum does not depend on MR.
+template <class T, int MR>
+void direct_tile(const DirectProduct<T>& p, int64_t r0, int64_t j, int count) {
+    constexpr int V = lanes_of<T>, most = max_tile_vectors;
+    Vec<T> partial[MR][most] = {};
+    for (int i = 0; i < 2; ++i) {
+        const int64_t K = p.K[i];
+        if (!K) continue;
+        const T *a[MR], *w[most];
+        for (int r = 0; r < MR; ++r) a[r] = p.a[i][r0 + r];
+        // A ragged end computes its last column again in place of those that are not there.
+        for (int v = 0; v < most; ++v) w[v] = p.w[i] + (j + (v < count ? v : count - 1)) * K;
+        const auto add = [&](int64_t k, auto lanes) {
+            Vec<T> s[MR];
+#pragma GCC unroll 6
+            for (int r = 0; r < MR; ++r) s[r] = load(a[r] + k, lanes);
 #pragma GCC unroll 4
-                for (int v = 0; v < most; ++v) partial[v] += load(a + k) * load(w[v] + k);
-            if (k < K)
-#pragma GCC unroll 4
-                for (int v = 0; v < most; ++v) partial[v] += load(a + k, int(K - k)) * load(w[v] + k, int(K - k));
-        }
-        for (int v = 0; v < n; ++v) {
-            const int64_t column = j + first + v;
-            p.c[r][column] = (p.init ? p.init[r][column] : T(0)) + sum<T>(partial[v]);
-        }
+            for (int v = 0; v < most; ++v) {
+                Vec<T> b = load(w[v] + k, lanes);
+                keep_in_register(b);
+#pragma GCC unroll 6
+                for (int r = 0; r < MR; ++r) partial[r][v] += s[r] * b;
+            }
+        };
+        int64_t k = 0;
+        for (; k + V <= K; k += V) add(k, AllLanes<V>());
+        if (k < K) add(k, int(K - k));
     }
+#pragma GCC unroll 6
+    for (int r = 0; r < MR; ++r)
+        for (int v = 0; v < count; ++v)
+            p.c[r0 + r][j + v] = (p.init ? p.init[r0 + r][j + v] : T(0)) + sum<T>(partial[r][v]);
 }
+
+template <class T>
+constexpr void (*direct_tiles[])(const DirectProduct<T>&, int64_t, int64_t, int) = {
+    direct_tile<T, 1>, direct_tile<T, 2>, direct_tile<T, 3>,
+#if RNNFAST_VECTOR_BYTES == 64
+    direct_tile<T, 4>, direct_tile<T, 5>, direct_tile<T, 6>,
+#endif
+};
 
 template <class T>
 void direct_product(const DirectProduct<T>& p) {
     for (int64_t q = p.panel0; q < p.panel1; ++q) {
         const Panel panel(p.columns, q);
-        for (int v = 0; v < panel.vectors; ++v)
-            for (int64_t r = 0; r < p.rows; ++r)
-                direct_columns(p, r, panel.column + v * panel.stride, panel.lanes(p.columns, v));
+        for (int v = 0; v < panel.vectors; ++v) {
+            const int lanes = panel.lanes(p.columns, v);
+            for (int first = 0; first < lanes; first += max_tile_vectors) {
+                const int count = lanes - first < max_tile_vectors ? lanes - first : max_tile_vectors;
+                const int64_t j = panel.column + v * panel.stride + first;
+                for (int64_t r = 0; r < p.rows; r += max_tile_rows) {
+                    const int64_t rows = p.rows - r < max_tile_rows ? p.rows - r : max_tile_rows;
+                    direct_tiles<T>[rows - 1](p, r, j, count);
+                }
+            }
+        }
     }
 }
 

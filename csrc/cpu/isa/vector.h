@@ -61,8 +61,29 @@ inline __m256i first_doubles(int n) {
 }
 inline Vec<float> load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_floats(n)); }
 inline Vec<double> load_first(const double* p, int n) { return _mm256_maskload_pd(p, first_doubles(n)); }
-inline void store_first(float* p, Vec<float> v, int n) { _mm256_maskstore_ps(p, first_floats(n), v); }
-inline void store_first(double* p, Vec<double> v, int n) { _mm256_maskstore_pd(p, first_doubles(n), v); }
+inline void store_first(float* p, Vec<float> v, int n) {
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+        _mm_storeu_ps(p, part);
+        part = _mm256_extractf128_ps(v, 1);
+        p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+        part = _mm_movehl_ps(part, part);
+        p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, part);
+}
+inline void store_first(double* p, Vec<double> v, int n) {
+    __m128d part = _mm256_castpd256_pd128(v);
+    if (n & 2) {
+        _mm_storeu_pd(p, part);
+        part = _mm256_extractf128_pd(v, 1);
+        p += 2;
+    }
+    if (n & 1) _mm_store_sd(p, part);
+}
 #else
 template <class T>
 inline Vec<T> load_first(const T* p, int n) {
@@ -75,6 +96,12 @@ inline void store_first(T* p, Vec<T> v, int n) {
     std::memcpy(p, &v, n * sizeof(T));
 }
 #endif
+
+// A number of lanes that the compiler knows: all of a vector.
+template <int lanes>
+struct AllLanes {
+    inline __attribute__((always_inline)) constexpr operator int() const { return lanes; }
+};
 
 // The first n lanes; the rest reads as zero and is not written.
 template <class T>

@@ -80,4 +80,15 @@ const Kernels<double>& kernels<double>() {
     return *selected().load(std::memory_order_relaxed)->f64();
 }
 
+template <class T>
+const Kernels<T>& kernels_of_units(int64_t H) {
+#ifdef RNNFAST_X86
+    if (&kernels<T>() == avx512_kernels<T>() && 2 * H <= kernels<T>().lanes) return *avx2_kernels<T>();
+#endif
+    return kernels<T>();
+}
+
+template const Kernels<float>& kernels_of_units<float>(int64_t);
+template const Kernels<double>& kernels_of_units<double>(int64_t);
+
 }  // namespace rnnfast

@@ -5,8 +5,9 @@
 namespace rnnfast {
 namespace {
 
-// Up to here (a streaming step, say) the weights are read where they lie: to pack them would take longer.
-constexpr int64_t direct_rows = 8;
+// Up to so many rows the weights are read where they lie: to pack them would take longer. Of a step or two that is so
+// for more rows the longer the sums are; more steps read W_ih again and again.
+int64_t direct_rows(const Shape& s) { return s.T <= 2 ? std::clamp<int64_t>((s.I + s.recurrent()) / 16, 8, 64) : 8; }
 
 template <class T>
 class ForwardRun : public TimeRun<T> {
@@ -22,7 +23,7 @@ public:
           dot(dot),
           halves(dot ? 2 : 1),
           reserve(ReserveLayout::of_forward(shape, N)),
-          direct(N <= direct_rows && !dot) {
+          direct(N <= direct_rows(s) && !dot) {
         const int64_t rows_of_chunk = chunk_steps * halves * this->group_size();
         const bool inference = !call.reserve;
         for (int64_t i = 0; i < s.L * s.D; ++i)

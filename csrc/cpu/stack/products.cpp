@@ -31,7 +31,8 @@ void Products<T>::pack(int64_t l, int thread) {
     const Columns of_x = Columns::of_matrix(I, kernel.lanes, 1);
     for (int64_t d = 0; d < s.D; ++d) {
         const Parameters<const T*>& p = parameters[this->index(l, d)];
-        if (p.w_hh) pack_share(outputs, GH, p.w_hh, R, thread, h.get() + d * outputs.packed(GH));
+        if (p.w_hh && (s.T > 1 || gradients.h0))
+            pack_share(outputs, GH, p.w_hh, R, thread, h.get() + d * outputs.packed(GH));
         if (p.w_hr) pack_share(units, s.P, p.w_hr, s.H, thread, hr.get() + d * units.packed(s.P));
         if (p.w_ih && wants_input(l)) pack_share(of_x, GH, p.w_ih, I, thread, x.get() + d * of_x.packed(GH));
     }
