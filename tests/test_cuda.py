@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
     pytest.mark.skipif(not cuda.is_built(), reason="needs a build with RNNFAST_CUDA=on"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
-    pytest.mark.filterwarnings("error::rnnfast.modules.FallbackWarning"),
+    pytest.mark.filterwarnings("error::rnnfast.fallback.FallbackWarning"),
 ]
 
 KERNELS = ("composite", "steps", "block", "cluster", "grid")

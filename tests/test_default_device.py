@@ -275,7 +275,7 @@ RUNS: dict[str, Callable[[], Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::rnnfast.modules.FallbackWarning", "ignore:LSTM with projections")
+@pytest.mark.filterwarnings("ignore::rnnfast.fallback.FallbackWarning", "ignore:LSTM with projections")
 @pytest.mark.parametrize("name", RUNS)
 def test_the_same_numbers(name: str) -> None:
     torch.manual_seed(0)
