@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import ClassVar
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnfast import _C, reference
 
@@ -249,20 +248,22 @@ def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -
 # ---------------------------------------------------------------------------- products of 16-bit matrices
 
 
-class Float32Products(TorchDispatchMode):
-    """As a GPU multiplies 16-bit matrices: sums in float32, rounded once, each row of its own. torch's on the CPU are
-    what oneDNN makes of the instructions it finds; by AMX a NaN gets from one row into the next."""
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on torch multiplies 16-bit matrices as a GPU does: sums in float32, rounded once, each row of its own.
+    What oneDNN does depends on the CPU: with AMX a NaN gets from one row into the next."""
 
-    PRODUCTS: ClassVar = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+    def wrap(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def multiply(*matrices: torch.Tensor, **out: torch.Tensor) -> torch.Tensor:
+            dtype = matrices[0].dtype
+            if dtype not in (torch.float16, torch.bfloat16):
+                return product(*matrices, **out)
+            rounded = product(*(a.float() for a in matrices)).to(dtype)
+            return out["out"].copy_(rounded) if out else rounded
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func.overloadpacket not in self.PRODUCTS or args[0].dtype not in (torch.float16, torch.bfloat16):
-            return func(*args, **kwargs)
-        out = kwargs.pop("out", None)
-        wide = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
-        product = func.overloadpacket(*wide, **kwargs).to(args[0].dtype)
-        return product if out is None else out.copy_(product)
+        return multiply
+
+    for owner, name in ((torch.Tensor, "__matmul__"), *((torch, n) for n in ("mm", "addmm", "bmm", "baddbmm"))):
+        monkeypatch.setattr(owner, name, wrap(getattr(owner, name)))
 
 
 # ---------------------------------------------------------------------------------------- running a case

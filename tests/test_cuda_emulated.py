@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +20,9 @@ import pytest
 import torch
 from cases import (
     Case,
-    Float32Products,
     error,
     float32_failures,
+    float32_products,
     float64_failures,
     make_inputs,
     run_op,
@@ -83,13 +83,14 @@ class _Emulated(cuda._Extension):
 
 
 @pytest.fixture
-def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., _Emulated]]:
+def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Emulated]:
     """Tensors of the CPU go to the emulated card, to a kernel by its name."""
     extension = _Emulated(emulated)
     extension.used = []
     monkeypatch.setattr(library, "kernels_for", lambda x: cuda)
     monkeypatch.setattr(cuda, "_sweeps_for", lambda x: extension)
     monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._NUMBERS[dtype])
+    float32_products(monkeypatch)
 
     def force(kernel: str, tf32: bool = False) -> _Emulated:
         monkeypatch.setenv("RNNFAST_CUDA_KERNEL", kernel)
@@ -97,8 +98,7 @@ def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterat
             monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._TF32)
         return extension
 
-    with Float32Products():
-        yield force
+    return force
 
 
 # Remainders of 8 and 16 units and of 8 and 16 sequences; lengths that leave whole groups idle; blocks, splits of K, and

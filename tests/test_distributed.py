@@ -181,6 +181,7 @@ def process(rank: int, store: str) -> None:
         torch.manual_seed(0)
         run(rank)
     dist.destroy_process_group()
+    os._exit(0)  # at the interpreter's end a thread of torch's was seen to be running still, which aborts the process
 
 
 def test_two_processes(tmp_path: Path, monkeypatch) -> None:
