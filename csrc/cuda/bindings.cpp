@@ -4,7 +4,10 @@
 
 #include <map>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
+#include "../cells/list.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -47,11 +50,20 @@ auto with_number(Number number, const Run& run) {
     return run(std::integral_constant<Number, Number::bfloat16>());
 }
 
+// Gates of the cells, and whether they may be projected.
+template <class... Cells>
+std::vector<std::pair<int, bool>> traits_of(CellList<Cells...>) {
+    return {{Cells::gates, Cells::projects}...};
+}
+
 Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward) {
-    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX / 64 ||
-        P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
+    static const auto cells = traits_of(AllCells());
+    if (cell < 0 || cell >= static_cast<int>(cells.size()) || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 ||
+        H > INT32_MAX / 64 || P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
-    const Sweep sweep{static_cast<Cell>(cell), 0, B, H, P, D, nullptr, nullptr};
+    const auto [gates, projects] = cells[cell];
+    if (P && !projects) throw std::invalid_argument("no projection of this cell");
+    const Sweep sweep{cell, gates, 0, B, H, P, D, nullptr, nullptr};
     return {device, sweep, static_cast<Number>(number), backward, {}};
 }
 
