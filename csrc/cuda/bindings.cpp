@@ -33,21 +33,12 @@ struct Planned {
 };
 
 // What run(std::integral_constant<Number, ...>) returns for a number that is known at run time.
-template <class Run>
+template <int n = 0, class Run>
 auto with_number(Number number, const Run& run) {
-    switch (number) {
-        case Number::float64:
-            return run(std::integral_constant<Number, Number::float64>());
-        case Number::float32:
-            return run(std::integral_constant<Number, Number::float32>());
-        case Number::tf32:
-            return run(std::integral_constant<Number, Number::tf32>());
-        case Number::float16:
-            return run(std::integral_constant<Number, Number::float16>());
-        case Number::bfloat16:
-            break;
-    }
-    return run(std::integral_constant<Number, Number::bfloat16>());
+    constexpr std::integral_constant<Number, static_cast<Number>(n)> one;
+    if constexpr (one() != Number::bfloat16)  // the last of them
+        if (number != one()) return with_number<n + 1>(number, run);
+    return run(one);
 }
 
 // Gates of the cells, and whether they may be projected.
@@ -111,7 +102,7 @@ void forward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
-    with_number(p.number, [&](auto n) { run_forward<n.value>(p.plan, s, call, on); });
+    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, on); });
 }
 
 void backward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a,
@@ -128,7 +119,7 @@ void backward_at(const Planned& p, Address stream, int64_t T, Address batch_size
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
-    with_number(p.number, [&](auto n) { run_backward<n.value>(p.plan, s, call, on); });
+    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, on); });
 }
 
 bool runs_on(int device) {

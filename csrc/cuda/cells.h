@@ -3,14 +3,10 @@
 
 #include "device.h"
 
-#ifdef __CUDACC__  // kernels have no use for the names of cells
 #pragma nv_diagnostic push
-#pragma nv_diag_suppress 177
-#endif
+#pragma nv_diag_suppress 177  // kernels have no use for the names of cells
 #include "../cells/list.h"
-#ifdef __CUDACC__
 #pragma nv_diagnostic pop
-#endif
 
 namespace rnnfast::cuda {
 

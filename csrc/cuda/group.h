@@ -1,6 +1,7 @@
 // A group of the persistent kernels: its arguments, its rows, and who of its threads has what.
 #pragma once
 
+#include "arrays.h"
 #include "launch.h"
 
 namespace rnnfast::cuda {
@@ -23,27 +24,12 @@ struct DeviceSteps {
 };
 
 template <class S>
-struct PersistentArgs {
+struct PersistentArgs : Arrays<S> {
     Geometry g;
     DeviceSteps steps;
     int B, H, D, first_group;  // as plan.cpp has made sure, small enough; numbers of rows are not
     unsigned char* exchange;   // g.exchanged bytes for each group, grid only
-    // As in sweep.h
-    S* gates;
-    const S* w_hh;
-    const S* h0;
-    const S* c0;
-    float* c;  // backward: dc
-    S* cells;
-    S* y;
-    S* h_n;
-    const S* dy;
-    const S* dh_n;
-    S* dz;
-    S* dh0;
-    S* d_cells;
-    bool add;
-    bool aligned;  // do rows of w_hh begin at multiples of 16 bytes?
+    bool aligned;              // do rows of w_hh begin at multiples of 16 bytes?
 };
 
 // Where a thread stands.

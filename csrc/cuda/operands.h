@@ -12,6 +12,10 @@ struct NumberOf {
     using Operand = uint32_t;
 };
 template <>
+struct NumberOf<Number::float64> {
+    using type = double;
+};
+template <>
 struct NumberOf<Number::float16> {
     using type = Float16;
     using Operand = uint16_t;

@@ -10,6 +10,8 @@
 // has its two in global memory.
 #pragma once
 
+#include <type_traits>
+
 #include "persistent_backward.h"
 #include "persistent_forward.h"
 
@@ -58,61 +60,29 @@ void prepare_persistent(const Card& card, const Plan& plan) {
     prepare(persistent_kernel<number, Cell, backward>(plan.geometry, grid), persistent_name(backward), card);
 }
 
-template <class S>
-PersistentArgs<S> persistent_args(const Plan& plan, const Sweep& s, const void* w_hh, void* workspace) {
+// A forward or a backward sweep. The groups of a grid wait for each other's blocks, so that as many are launched at a
+// time as the card holds.
+template <Number number, class Cell, class Call>
+void run_persistent(const Plan& plan, const Sweep& s, const Call& call, void* stream) {
+    using S = typename NumberOf<number>::type;
+    constexpr bool backward = std::is_same_v<Call, Backward>;
+    const Geometry& g = plan.geometry;
+    const bool grid = plan.kernel == Kernel::grid;
     PersistentArgs<S> a = {};
-    a.g = plan.geometry;
+    a.set(call);
+    a.g = g;
     a.steps = {s.batch_sizes ? s.offsets : nullptr, static_cast<int>(s.T), static_cast<int>(s.B)};
     a.B = static_cast<int>(s.B);
     a.H = static_cast<int>(s.H);
     a.D = static_cast<int>(s.D);
-    a.w_hh = static_cast<const S*>(w_hh);
-    a.aligned = s.H * static_cast<int64_t>(sizeof(S)) % 16 == 0 && reinterpret_cast<uintptr_t>(w_hh) % 16 == 0;
-    a.exchange = static_cast<unsigned char*>(workspace);
-    return a;
-}
-
-// The groups of a grid wait for each other's blocks, so that as many are launched at a time as the card holds.
-template <Number number, class Cell, bool backward, class S>
-void launch_groups(const Plan& plan, PersistentArgs<S> a, void* stream) {
-    const Geometry& g = plan.geometry;
-    const bool grid = plan.kernel == Kernel::grid;
+    a.aligned = s.H * static_cast<int64_t>(sizeof(S)) % 16 == 0 && reinterpret_cast<uintptr_t>(a.w_hh) % 16 == 0;
+    a.exchange = static_cast<unsigned char*>(call.workspace);
     const auto kernel = persistent_kernel<number, Cell, backward>(g, grid);
     const int groups = a.D * g.slices, at_a_time = grid ? g.at_a_time : groups;
     for (a.first_group = 0; a.first_group < groups; a.first_group += at_a_time) {
         const int some = groups - a.first_group < at_a_time ? groups - a.first_group : at_a_time;
         launch(kernel, launch_of(persistent_name(backward), g, some, grid, stream), a);
     }
-}
-
-template <Number number, class Cell>
-void forward_persistent(const Plan& plan, const Sweep& s, const Forward& call, void* stream) {
-    using S = typename NumberOf<number>::type;
-    PersistentArgs<S> a = persistent_args<S>(plan, s, call.w_hh, call.workspace);
-    a.gates = static_cast<S*>(call.gates);
-    a.h0 = static_cast<const S*>(call.h0);
-    a.c = static_cast<float*>(call.c);
-    a.cells = static_cast<S*>(call.cells);
-    a.y = static_cast<S*>(call.y);
-    a.h_n = static_cast<S*>(call.h_n);
-    launch_groups<number, Cell, false>(plan, a, stream);
-}
-
-template <Number number, class Cell>
-void backward_persistent(const Plan& plan, const Sweep& s, const Backward& call, void* stream) {
-    using S = typename NumberOf<number>::type;
-    PersistentArgs<S> a = persistent_args<S>(plan, s, call.w_hh, call.workspace);
-    a.gates = static_cast<S*>(const_cast<void*>(call.gates));
-    a.cells = static_cast<S*>(const_cast<void*>(call.cells));
-    a.c0 = static_cast<const S*>(call.c0);
-    a.dy = static_cast<const S*>(call.dy);
-    a.dh_n = static_cast<const S*>(call.dh_n);
-    a.c = static_cast<float*>(call.dc);
-    a.dz = static_cast<S*>(call.dz);
-    a.dh0 = static_cast<S*>(call.dh0);
-    a.d_cells = static_cast<S*>(call.d_cells);
-    a.add = call.add;
-    launch_groups<number, Cell, true>(plan, a, stream);
 }
 
 }  // namespace rnnfast::cuda

@@ -7,15 +7,6 @@
 
 namespace rnnfast::cuda {
 
-template <Number number>
-struct Stored {
-    using type = typename NumberOf<number>::type;
-};
-template <>
-struct Stored<Number::float64> {
-    using type = double;
-};
-
 // No tensor cores for these, so no persistent kernels either.
 constexpr bool by_steps_alone(Number number) { return number == Number::float64 || number == Number::float32; }
 
@@ -27,30 +18,16 @@ auto with_cell(CellList<Cell, More...>, int index, const Run& run) {
     return run(Cell());
 }
 
-template <Number number, class Cell>
-void run_forward_of(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream) {
+template <Number number, class Cell, class Call>
+void run_cell(const Plan& plan, const Sweep& sweep, const Call& call, void* stream) {
     if constexpr (!by_steps_alone(number))
-        if (plan.kernel != Kernel::steps) return forward_persistent<number, Cell>(plan, sweep, call, stream);
-    forward_by_steps<typename Stored<number>::type, Cell>(sweep, call, stream);
+        if (plan.kernel != Kernel::steps) return run_persistent<number, Cell>(plan, sweep, call, stream);
+    run_by_steps<typename NumberOf<number>::type, Cell>(sweep, call, stream);
 }
 
-template <Number number, class Cell>
-void run_backward_of(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream) {
-    if constexpr (!by_steps_alone(number))
-        if (plan.kernel != Kernel::steps) return backward_persistent<number, Cell>(plan, sweep, call, stream);
-    backward_by_steps<typename Stored<number>::type, Cell>(sweep, call, stream);
-}
-
-template <Number number>
-void run_forward(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream) {
-    with_cell(AllCells(), sweep.cell,
-              [&](auto cell) { run_forward_of<number, decltype(cell)>(plan, sweep, call, stream); });
-}
-
-template <Number number>
-void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream) {
-    with_cell(AllCells(), sweep.cell,
-              [&](auto cell) { run_backward_of<number, decltype(cell)>(plan, sweep, call, stream); });
+template <Number number, class Call>
+void run(const Plan& plan, const Sweep& sweep, const Call& call, void* stream) {
+    with_cell(AllCells(), sweep.cell, [&](auto cell) { run_cell<number, decltype(cell)>(plan, sweep, call, stream); });
 }
 
 template <Number number, class Cell, bool backward>
@@ -73,9 +50,9 @@ Plan make_plan(const Card& card, const Sweep& sweep, bool backward, const std::s
     });
 }
 
-#define RNNFAST_RUN(number)                                                                        \
-    template void run_forward<Number::number>(const Plan&, const Sweep&, const Forward&, void*);   \
-    template void run_backward<Number::number>(const Plan&, const Sweep&, const Backward&, void*); \
+#define RNNFAST_RUN(number)                                                               \
+    template void run<Number::number>(const Plan&, const Sweep&, const Forward&, void*);  \
+    template void run<Number::number>(const Plan&, const Sweep&, const Backward&, void*); \
     template Plan make_plan<Number::number>(const Card&, const Sweep&, bool, const std::string&)
 
 }  // namespace rnnfast::cuda

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "arrays.h"
 #include "cells.h"
 #include "launch.h"
 
@@ -19,28 +20,11 @@ struct Rows {
 };
 
 template <class T>
-struct StepArgs {
+struct StepArgs : Arrays<T> {
     int64_t B, H, R, D;
     int64_t b_0;                       // first sequence of the launch
     Rows now[2], before[2], after[2];  // of each direction, in the order of the forward pass
-    // As in sweep.h
-    T* gates;
-    const T* w_hh;
-    const T* w_hr;
-    const T* h0;
-    const T* c0;
-    Wide<T>* c;  // backward: dc
-    T* cells;
-    T* m;
-    T* y;
-    T* h_n;
-    const T* dy;
-    const T* dh_n;
-    T* dz;
-    T* dh;
-    T* dh0;
-    T* d_cells;
-    bool projected, add;
+    bool projected;
 };
 
 // Which unit and sequence a thread has.
@@ -237,15 +221,29 @@ private:
     std::vector<int64_t> first_;
 };
 
-template <class T>
-StepArgs<T> step_args(const Sweep& s) {
+template <class T, class Call>
+StepArgs<T> step_args(const Sweep& s, const Call& call) {
     StepArgs<T> a = {};
+    a.set(call);
     a.B = s.B;
     a.H = s.H;
     a.R = s.recurrent();
     a.D = s.D;
     a.projected = s.P > 0;
     return a;
+}
+
+// Returns how many sequences step k has, at most of both directions.
+template <class T>
+int64_t go_to(StepArgs<T>& a, const Steps& steps, int64_t k) {
+    int64_t count = 0;
+    for (int d = 0; d < a.D; ++d) {
+        a.before[d] = steps.at(k - 1, d);
+        a.now[d] = steps.at(k, d);
+        a.after[d] = steps.at(k + 1, d);
+        count = std::max(count, a.now[d].count);
+    }
+    return count;
 }
 
 // Every block for `units` units and the largest `count` of both directions: one launch, but for more sequences than a
@@ -263,26 +261,11 @@ void launch_step(const char* name, void (*kernel)(StepArgs<T>), StepArgs<T> a, i
 }
 
 template <class T, class Cell>
-void forward_by_steps(const Sweep& s, const Forward& call, void* stream) {
-    StepArgs<T> a = step_args<T>(s);
-    a.gates = static_cast<T*>(call.gates);
-    a.w_hh = static_cast<const T*>(call.w_hh);
-    a.w_hr = static_cast<const T*>(call.w_hr);
-    a.h0 = static_cast<const T*>(call.h0);
-    a.c = static_cast<Wide<T>*>(call.c);
-    a.cells = static_cast<T*>(call.cells);
-    a.m = static_cast<T*>(call.m);
-    a.y = static_cast<T*>(call.y);
-    a.h_n = static_cast<T*>(call.h_n);
+void run_by_steps(const Sweep& s, const Forward& call, void* stream) {
+    StepArgs<T> a = step_args<T>(s, call);
     const Steps steps(s);
     for (int64_t k = 0; k < s.T; ++k) {
-        int64_t count = 0;
-        for (int d = 0; d < s.D; ++d) {
-            a.before[d] = steps.at(k - 1, d);
-            a.now[d] = steps.at(k, d);
-            a.after[d] = steps.at(k + 1, d);
-            count = std::max(count, a.now[d].count);
-        }
+        const int64_t count = go_to(a, steps, k);
         launch_step("step_forward", &step_forward<T, Cell>, a, s.H, count, step_shared<T>(Cell::gates), stream);
         if constexpr (Cell::projects)
             if (a.projected) launch_step("step_project", &step_project<T>, a, a.R, count, step_shared<T>(1), stream);
@@ -290,32 +273,15 @@ void forward_by_steps(const Sweep& s, const Forward& call, void* stream) {
 }
 
 template <class T, class Cell>
-void backward_by_steps(const Sweep& s, const Backward& call, void* stream) {
-    StepArgs<T> a = step_args<T>(s);
-    a.gates = static_cast<T*>(const_cast<void*>(call.gates));
-    a.cells = static_cast<T*>(const_cast<void*>(call.cells));
-    a.w_hh = static_cast<const T*>(call.w_hh);
-    a.w_hr = static_cast<const T*>(call.w_hr);
-    a.c0 = static_cast<const T*>(call.c0);
-    a.dy = static_cast<const T*>(call.dy);
-    a.dh_n = static_cast<const T*>(call.dh_n);
-    a.c = static_cast<Wide<T>*>(call.dc);
-    a.dz = static_cast<T*>(call.dz);
-    a.dh = static_cast<T*>(call.dh);
-    a.dh0 = static_cast<T*>(call.dh0);
-    a.d_cells = static_cast<T*>(call.d_cells);
-    a.add = call.add;
+void run_by_steps(const Sweep& s, const Backward& call, void* stream) {
+    StepArgs<T> a = step_args<T>(s, call);
     const Steps steps(s);
+    int64_t count = 0;
     for (int64_t k = s.T - 1; k >= -1; --k) {  // the last one is for dh0 alone
-        int64_t count = 0, both = 0;
-        for (int d = 0; d < s.D; ++d) {
-            a.before[d] = steps.at(k - 1, d);
-            a.now[d] = steps.at(k, d);
-            a.after[d] = steps.at(k + 1, d);
-            count = std::max(count, a.now[d].count);
-            both = std::max({both, a.now[d].count, a.after[d].count});
-        }
-        launch_step("step_backward", &step_backward<T, Cell>, a, a.R, both, step_shared<T>(1), stream);
+        const int64_t after = count;
+        count = go_to(a, steps, k);
+        launch_step("step_backward", &step_backward<T, Cell>, a, a.R, std::max(count, after), step_shared<T>(1),
+                    stream);
         if constexpr (Cell::projects)
             if (a.projected)
                 launch_step("step_backward_projected", &step_backward_projected<T, Cell>, a, s.H, count,

@@ -94,8 +94,8 @@ const Case single{"single", 1, 1, 1, 0, 1, {}}, both_ways{"both ways", 3, 9, 20,
 
 // One forward and one backward pass: results as doubles, in the order of sweep.h.
 template <Number number, class Cell>
-std::vector<double> run(const Case& c, const std::string& kernel) {
-    using S = typename Stored<number>::type;
+std::vector<double> both_passes(const Case& c, const std::string& kernel) {
+    using S = typename NumberOf<number>::type;
     using W = Wide<S>;
     std::vector<int64_t> offsets{0};
     for (const int64_t n : c.batch_sizes) offsets.push_back(offsets.back() + n);
@@ -121,19 +121,19 @@ std::vector<double> run(const Case& c, const std::string& kernel) {
     const Plan forward = make_plan_of<number, Cell, false>(card, s, kernel);
     std::vector<Vector> workspace(forward.workspace / 16 + 1, Vector{});
     void* const out = Cell::saves_gates ? y.data() : gates.data();
-    run_forward_of<number, Cell>(forward, s,
-                                 {gates.data(), w_hh.data(), w_hr.data(), h0.data(), state.data(), cells.data(),
-                                  m.data(), out, h_n.data(), workspace.data()},
-                                 nullptr);
+    run_cell<number, Cell>(forward, s,
+                           Forward{gates.data(), w_hh.data(), w_hr.data(), h0.data(), state.data(), cells.data(),
+                                   m.data(), out, h_n.data(), workspace.data()},
+                           nullptr);
 
     const Plan backward = make_plan_of<number, Cell, true>(card, s, kernel);
     workspace.assign(backward.workspace / 16 + 1, Vector{});
     auto dz = z, dh = none(c.P ? N * c.D * c.P : 0), dh0 = none(h0.size()), d_cells = none(cells.size());
-    run_backward_of<number, Cell>(
-        backward, s,
-        {gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(), dh_n.data(), d_state.data(),
-         dz.data(), dh.data(), dh0.data(), Cell::has_state ? d_cells.data() : nullptr, workspace.data(), true},
-        nullptr);
+    run_cell<number, Cell>(backward, s,
+                           Backward{gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(),
+                                    dh_n.data(), d_state.data(), dz.data(), dh.data(), dh0.data(),
+                                    Cell::has_state ? d_cells.data() : nullptr, workspace.data(), true},
+                           nullptr);
 
     std::vector<double> results;
     const auto keep = [&](const auto& numbers) {
@@ -149,7 +149,7 @@ void compare(const Case& c, const std::vector<double>& truth, double tolerance) 
     for (const char* kernel : {"steps", "block", "cluster", "grid"}) {
         std::vector<double> got;
         try {
-            got = run<number, Cell>(c, kernel);
+            got = both_passes<number, Cell>(c, kernel);
         } catch (const std::invalid_argument&) {  // no room, or no such kernel for these sizes
             continue;
         }
@@ -167,7 +167,7 @@ void compare(const Case& c, const std::vector<double>& truth, double tolerance) 
 template <class Cell>
 void check(std::initializer_list<Case> cases) {
     for (const Case& c : cases) {
-        const std::vector<double> truth = run<Number::float64, Cell>(c, "steps");
+        const std::vector<double> truth = both_passes<Number::float64, Cell>(c, "steps");
         compare<Number::float32, Cell>(c, truth, 2e-5);
         compare<Number::tf32, Cell>(c, truth, 2e-2);
         compare<Number::float16, Cell>(c, truth, 2e-2);
