@@ -5,8 +5,6 @@
 
 #if defined(__CUDACC__)
 #define RNNFAST_CELL __host__ __device__ inline
-#elif defined(RNNFAST_EMULATED_DEVICE)
-#define RNNFAST_CELL inline
 #else
 #define RNNFAST_CELL inline __attribute__((always_inline))
 #endif

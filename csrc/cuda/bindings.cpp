@@ -4,7 +4,10 @@
 
 #include <map>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
+#include "../cells/list.h"
 #include "run.h"
 
 namespace py = pybind11;
@@ -30,28 +33,28 @@ struct Planned {
 };
 
 // What run(std::integral_constant<Number, ...>) returns for a number that is known at run time.
-template <class Run>
+template <int n = 0, class Run>
 auto with_number(Number number, const Run& run) {
-    switch (number) {
-        case Number::float64:
-            return run(std::integral_constant<Number, Number::float64>());
-        case Number::float32:
-            return run(std::integral_constant<Number, Number::float32>());
-        case Number::tf32:
-            return run(std::integral_constant<Number, Number::tf32>());
-        case Number::float16:
-            return run(std::integral_constant<Number, Number::float16>());
-        case Number::bfloat16:
-            break;
-    }
-    return run(std::integral_constant<Number, Number::bfloat16>());
+    constexpr std::integral_constant<Number, static_cast<Number>(n)> one;
+    if constexpr (one() != Number::bfloat16)  // the last of them
+        if (number != one()) return with_number<n + 1>(number, run);
+    return run(one);
+}
+
+// Gates of the cells, and whether they may be projected.
+template <class... Cells>
+std::vector<std::pair<int, bool>> traits_of(CellList<Cells...>) {
+    return {{Cells::gates, Cells::projects}...};
 }
 
 Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward) {
-    if (cell < 0 || cell > 2 || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 || H > INT32_MAX / 64 ||
-        P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
+    static const auto cells = traits_of(AllCells());
+    if (cell < 0 || cell >= static_cast<int>(cells.size()) || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 ||
+        H > INT32_MAX / 64 || P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
-    const Sweep sweep{static_cast<Cell>(cell), 0, B, H, P, D, nullptr, nullptr};
+    const auto [gates, projects] = cells[cell];
+    if (P && !projects) throw std::invalid_argument("no projection of this cell");
+    const Sweep sweep{cell, gates, 0, B, H, P, D, nullptr, nullptr};
     return {device, sweep, static_cast<Number>(number), backward, {}};
 }
 
@@ -99,7 +102,7 @@ void forward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
-    with_number(p.number, [&](auto n) { run_forward<n.value>(p.plan, s, call, on); });
+    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, on); });
 }
 
 void backward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a,
@@ -116,7 +119,7 @@ void backward_at(const Planned& p, Address stream, int64_t T, Address batch_size
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
     void* const on = at<void>(stream);
-    with_number(p.number, [&](auto n) { run_backward<n.value>(p.plan, s, call, on); });
+    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, on); });
 }
 
 bool runs_on(int device) {

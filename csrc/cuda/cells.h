@@ -1,25 +1,21 @@
-// One unit of one sequence at one step: pre-activations to h and c, and dL/dh back to dL/dz. W: float or double.
+// The numbers that csrc/cells is written for here: a float or double, and by what its nonlinearities are computed.
 #pragma once
 
 #include "device.h"
 
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 177  // kernels have no use for the names of cells
+#include "../cells/list.h"
+#pragma nv_diagnostic pop
+
 namespace rnnfast::cuda {
 
-// The nonlinearities to the last bits of float or double.
-template <class W>
+// To the last bits.
 struct Exact {
-    __device__ static W tanh(W x) {
-        if constexpr (sizeof(W) == 4)
-            return tanhf(x);
-        else
-            return ::tanh(x);
-    }
-    __device__ static W sigmoid(W x) {
-        if constexpr (sizeof(W) == 4)
-            return 1 / (1 + expf(-x));
-        else
-            return 1 / (1 + ::exp(-x));
-    }
+    __device__ static float tanh(float x) { return tanhf(x); }
+    __device__ static double tanh(double x) { return ::tanh(x); }
+    __device__ static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+    __device__ static double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
 };
 
 // By the special function units, without a branch: for numbers that are rounded to 11 bits or fewer afterwards. Wrong
@@ -35,39 +31,27 @@ struct Fast {
     __device__ static float sigmoid(float x) { return reciprocal_approx(1 + exp2_approx(-log2_e * x)); }
 };
 
-template <class Nonlinear, class W>
-__device__ inline W elman(Cell cell, W z) {
-    return cell == Cell::relu ? (z < W(0) ? W(0) : z) : Nonlinear::tanh(z);  // relu of NaN is NaN
-}
+template <class W, class Nonlinear>
+struct Scalar {
+    W x;
 
-// dL/dz of dL/dh
-template <class W>
-__device__ inline W elman_backward(Cell cell, W h, W dh) {
-    return cell == Cell::relu ? (h > W(0) ? dh : W(0)) : dh * (W(1) - h * h);
-}
+    __device__ friend Scalar operator+(Scalar a, Scalar b) { return {a.x + b.x}; }
+    __device__ friend Scalar operator-(Scalar a, Scalar b) { return {a.x - b.x}; }
+    __device__ friend Scalar operator-(W a, Scalar b) { return {a - b.x}; }
+    __device__ friend Scalar operator-(Scalar a) { return {-a.x}; }
+    __device__ friend Scalar operator*(Scalar a, Scalar b) { return {a.x * b.x}; }
+    __device__ friend Scalar tanh(Scalar z) { return {Nonlinear::tanh(z.x)}; }
+    __device__ friend Scalar sigmoid(Scalar z) { return {Nonlinear::sigmoid(z.x)}; }
+    __device__ friend Scalar relu(Scalar z) { return {z.x < 0 ? 0 : z.x}; }  // of NaN is NaN
+    __device__ friend Scalar if_positive(Scalar h, Scalar v) { return {h.x > 0 ? v.x : 0}; }
+};
 
-// z (i,f,g,o) becomes the gates, c becomes c_t; returns h
-template <class Nonlinear, class W>
-__device__ inline W lstm(W (&z)[4], W& c) {
-    z[0] = Nonlinear::sigmoid(z[0]);
-    z[1] = Nonlinear::sigmoid(z[1]);
-    z[2] = Nonlinear::tanh(z[2]);
-    z[3] = Nonlinear::sigmoid(z[3]);
-    c = z[1] * c + z[0] * z[2];
-    return z[3] * Nonlinear::tanh(c);
-}
-
-// gates become dL/dz; dc, which is dL/dc_t by way of c_{t+1}, becomes dL/dc_{t-1}; returns dL/dc_t
-template <class Nonlinear, class W>
-__device__ inline W lstm_backward(W (&gates)[4], W c, W c_before, W dh, W& dc) {
-    const W i = gates[0], f = gates[1], g = gates[2], o = gates[3], t = Nonlinear::tanh(c);
-    const W all = dc + dh * o * (W(1) - t * t);
-    gates[0] = all * g * i * (W(1) - i);
-    gates[1] = all * c_before * f * (W(1) - f);
-    gates[2] = all * i * (W(1) - g * g);
-    gates[3] = dh * t * o * (W(1) - o);
-    dc = all * f;
-    return all;
+// Does a forward pass leave activated gates behind? `cells`: where states are kept, if they are wanted.
+template <class Cell>
+RNNFAST_BOTH bool saves_gates(const void* cells) {
+    static_assert(Cell::saves_gates || (Cell::gates == 1 && !Cell::has_state && !Cell::projects),
+                  "the gate of a cell that saves none is h itself");
+    return Cell::saves_gates && (cells || !Cell::has_state);
 }
 
 }  // namespace rnnfast::cuda

@@ -49,15 +49,18 @@ RNNFAST_BOTH constexpr Word word_of_b(int bytes, int step, int i) {
 RNNFAST_BOTH constexpr int lower_rows(int reg) { return reg % 2; }
 RNNFAST_BOTH constexpr int word_of_register(int step, int reg) { return 2 * step + reg / 2; }
 
-// Rows of the forward product of an LSTM: a warp has two tiles of 16 rows, for 8 units with 4 gates each, such that one
-// lane ends up with all gates of a unit: tile 0 is i and f, tile 1 is g and o.
+// Rows of the forward product. A warp has 16 units of a cell of one gate, else tiles of 16 rows for 8 units with 2
+// gates each, such that one lane ends up with all gates of a unit.
 struct GateRow {
     int gate, unit;
 };
-RNNFAST_BOTH constexpr GateRow lstm_row(int tile, int row) { return {2 * tile + row / 8, row % 8}; }
-// Where a lane has gate `gate` of its unit lane / 4 for its sequence lane % 4 * 2 + e, e < 2: D of tile, element.
-RNNFAST_BOTH constexpr int lstm_tile(int gate) { return gate / 2; }
-RNNFAST_BOTH constexpr int lstm_element(int gate, int e) { return gate % 2 * 2 + e; }
+RNNFAST_BOTH constexpr GateRow row_of_tile(int gates, int tile, int row) {
+    if (gates == 1) return {0, row};
+    return {2 * tile + row / 8, row % 8};
+}
+// Of a lane's D of all tiles, 4 elements each: gate `gate` of its sequence lane % 4 * 2 + e, e < 2. The unit is lane /
+// 4, of a cell of one gate lane / 4 of a half.
+RNNFAST_BOTH constexpr int sum_of(int gate, int e) { return 2 * gate + e; }
 
 // The columns of dz in the backward product, K = C * G * U: what one block computes is in one piece. Block `rank` has
 // units rank * U ...

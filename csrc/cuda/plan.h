@@ -57,23 +57,28 @@ constexpr int k_batch = 4;               // tensor-core steps whose operands a w
 RNNFAST_BOTH constexpr int bytes_of(Number number) {
     return number == Number::float64 ? 8 : number == Number::float32 || number == Number::tf32 ? 4 : 2;
 }
-// Tiles of 16 rows that a warp has: forward an LSTM's four gates of 8 units, else 16 units.
-RNNFAST_BOTH constexpr int row_tiles(bool lstm, bool backward) { return lstm && !backward ? 2 : 1; }
-RNNFAST_BOTH constexpr int units_of_warp(bool lstm, bool backward) { return lstm && !backward ? 8 : 16; }
+// The persistent kernels are for cells of so many gates. Others go by steps.
+RNNFAST_BOTH constexpr bool has_layout(int gates) { return gates == 1 || gates == 4; }
+// Forward, the rows of a warp are all gates of its units.
+RNNFAST_BOTH constexpr int units_of_warp(int gates, bool backward) { return gates > 1 && !backward ? 8 : 16; }
+// Tiles of 16 rows that a warp has.
+RNNFAST_BOTH constexpr int row_tiles(int gates, bool backward) {
+    return (backward ? 1 : gates) * units_of_warp(gates, backward) / 16;
+}
 // Parts of 8 units that a row tile has.
-RNNFAST_BOTH constexpr int halves_of(bool lstm, bool backward) { return units_of_warp(lstm, backward) / 8; }
+RNNFAST_BOTH constexpr int halves_of(int gates, bool backward) { return units_of_warp(gates, backward) / 8; }
 // Steps along K whose weights a warp keeps; each step and row tile takes 4 registers.
-RNNFAST_BOTH constexpr int steps_of_warp(bool lstm, bool backward) {
-    return weight_registers / 4 / row_tiles(lstm, backward);
+RNNFAST_BOTH constexpr int steps_of_warp(int gates, bool backward) {
+    return weight_registers / 4 / row_tiles(gates, backward);
 }
 RNNFAST_BOTH constexpr int k_of_step(Number number) { return number == Number::tf32 ? 8 : 16; }
-// Of the batch, in a group. An LSTM's dz of 32 sequences is more than shared memory holds where it would be of use.
-RNNFAST_BOTH constexpr int max_tiles(bool lstm, bool backward) { return lstm && backward ? 2 : 4; }
+// Of the batch, in a group. Four gates' dz of 32 sequences is more than shared memory holds where it would be of use.
+RNNFAST_BOTH constexpr int max_tiles(int gates, bool backward) { return gates > 1 && backward ? 2 : 4; }
 // Tiles (or halves) that a warp finishes, and how many warps along K do: a cell of one gate is little work, and warps
 // along K are few where units are many.
-RNNFAST_BOTH constexpr int owned_by_warp(bool lstm, int tiles) { return lstm ? (tiles == 4 ? 2 : 1) : tiles; }
-RNNFAST_BOTH constexpr int finishers(bool lstm, bool backward, int tiles) {
-    return tiles * halves_of(lstm, backward) / owned_by_warp(lstm, tiles);
+RNNFAST_BOTH constexpr int owned_by_warp(int gates, int tiles) { return gates == 1 ? tiles : tiles == 4 ? 2 : 1; }
+RNNFAST_BOTH constexpr int finishers(int gates, bool backward, int tiles) {
+    return tiles * halves_of(gates, backward) / owned_by_warp(gates, tiles);
 }
 
 // How many clusters of a geometry the card runs at a time, 0 if none: what cudaOccupancyMaxActiveClusters says of the

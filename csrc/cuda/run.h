@@ -7,10 +7,8 @@
 namespace rnnfast::cuda {
 
 // One file for each number makes these of the templates.
-template <Number number>
-void run_forward(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream);
-template <Number number>
-void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream);
+template <Number number, class Call>
+void run(const Plan& plan, const Sweep& sweep, const Call& call, void* stream);  // Forward or Backward
 // The plan for a sweep on the current device, whose kernel is ready to be launched.
 template <Number number>
 Plan make_plan(const Card& card, const Sweep& sweep, bool backward, const std::string& forced);

@@ -7,69 +7,52 @@
 
 namespace rnnfast::cuda {
 
-template <Number number>
-struct Stored {
-    using type = typename NumberOf<number>::type;
-};
-template <>
-struct Stored<Number::float64> {
-    using type = double;
-};
-
 // No tensor cores for these, so no persistent kernels either.
 constexpr bool by_steps_alone(Number number) { return number == Number::float64 || number == Number::float32; }
 
-template <Number number, bool is_lstm>
-void run_forward_of(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream) {
+// What run(Cell()) returns for the cell of an index in the list.
+template <class Run, class Cell, class... More>
+auto with_cell(CellList<Cell, More...>, int index, const Run& run) {
+    if constexpr (sizeof...(More) > 0)
+        if (index > 0) return with_cell(CellList<More...>(), index - 1, run);
+    return run(Cell());
+}
+
+template <Number number, class Cell, class Call>
+void run_cell(const Plan& plan, const Sweep& sweep, const Call& call, void* stream) {
     if constexpr (!by_steps_alone(number))
-        if (plan.kernel != Kernel::steps) return forward_persistent<number, is_lstm>(plan, sweep, call, stream);
-    forward_by_steps<typename Stored<number>::type, is_lstm>(sweep, call, stream);
+        if (plan.kernel != Kernel::steps) return run_persistent<number, Cell>(plan, sweep, call, stream);
+    run_by_steps<typename NumberOf<number>::type, Cell>(sweep, call, stream);
 }
 
-template <Number number, bool is_lstm>
-void run_backward_of(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream) {
-    if constexpr (!by_steps_alone(number))
-        if (plan.kernel != Kernel::steps) return backward_persistent<number, is_lstm>(plan, sweep, call, stream);
-    backward_by_steps<typename Stored<number>::type, is_lstm>(sweep, call, stream);
+template <Number number, class Call>
+void run(const Plan& plan, const Sweep& sweep, const Call& call, void* stream) {
+    with_cell(AllCells(), sweep.cell, [&](auto cell) { run_cell<number, decltype(cell)>(plan, sweep, call, stream); });
 }
 
-template <Number number>
-void run_forward(const Plan& plan, const Sweep& sweep, const Forward& call, void* stream) {
-    (sweep.cell == Cell::lstm ? run_forward_of<number, true> : run_forward_of<number, false>)(plan, sweep, call,
-                                                                                              stream);
-}
-
-template <Number number>
-void run_backward(const Plan& plan, const Sweep& sweep, const Backward& call, void* stream) {
-    (sweep.cell == Cell::lstm ? run_backward_of<number, true> : run_backward_of<number, false>)(plan, sweep, call,
-                                                                                                stream);
-}
-
-template <Number number, bool is_lstm, bool backward>
+template <Number number, class Cell, bool backward>
 Plan make_plan_of(const Card& card, const Sweep& sweep, const std::string& forced) {
     if constexpr (by_steps_alone(number)) {
         return choose(card, sweep, number, backward, forced, [](const Geometry&) { return 0; });
     } else {
-        const auto clusters = [&](const Geometry& g) {
-            return persistent_clusters<number, is_lstm, backward>(card, g);
-        };
+        const auto clusters = [&](const Geometry& g) { return persistent_clusters<number, Cell, backward>(card, g); };
         const Plan plan = choose(card, sweep, number, backward, forced, clusters);
-        if (plan.kernel != Kernel::steps) prepare_persistent<number, is_lstm, backward>(card, plan);
+        if (plan.kernel != Kernel::steps) prepare_persistent<number, Cell, backward>(card, plan);
         return plan;
     }
 }
 
 template <Number number>
 Plan make_plan(const Card& card, const Sweep& sweep, bool backward, const std::string& forced) {
-    const bool lstm = sweep.cell == Cell::lstm;
-    return lstm ? (backward ? make_plan_of<number, true, true> : make_plan_of<number, true, false>)(card, sweep, forced)
-                : (backward ? make_plan_of<number, false, true> : make_plan_of<number, false, false>)(card, sweep,
-                                                                                                      forced);
+    return with_cell(AllCells(), sweep.cell, [&](auto cell) {
+        using Cell = decltype(cell);
+        return (backward ? make_plan_of<number, Cell, true> : make_plan_of<number, Cell, false>)(card, sweep, forced);
+    });
 }
 
-#define RNNFAST_RUN(number)                                                                        \
-    template void run_forward<Number::number>(const Plan&, const Sweep&, const Forward&, void*);   \
-    template void run_backward<Number::number>(const Plan&, const Sweep&, const Backward&, void*); \
+#define RNNFAST_RUN(number)                                                               \
+    template void run<Number::number>(const Plan&, const Sweep&, const Forward&, void*);  \
+    template void run<Number::number>(const Plan&, const Sweep&, const Backward&, void*); \
     template Plan make_plan<Number::number>(const Card&, const Sweep&, bool, const std::string&)
 
 }  // namespace rnnfast::cuda

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "arrays.h"
 #include "cells.h"
 #include "launch.h"
 
@@ -19,29 +20,11 @@ struct Rows {
 };
 
 template <class T>
-struct StepArgs {
-    Cell cell;
-    int64_t B, H, R, D, G;
+struct StepArgs : Arrays<T> {
+    int64_t B, H, R, D;
     int64_t b_0;                       // first sequence of the launch
     Rows now[2], before[2], after[2];  // of each direction, in the order of the forward pass
-    // As in sweep.h
-    T* gates;
-    const T* w_hh;
-    const T* w_hr;
-    const T* h0;
-    const T* c0;
-    Wide<T>* c;  // backward: dc
-    T* cells;
-    T* m;
-    T* y;
-    T* h_n;
-    const T* dy;
-    const T* dh_n;
-    T* dz;
-    T* dh;
-    T* dh0;
-    T* d_cells;
-    bool projected, add;
+    bool projected;
 };
 
 // Which unit and sequence a thread has.
@@ -97,15 +80,16 @@ __device__ inline void store_h(const StepArgs<T>& a, const Thread& i, Wide<T> h)
     if (i.b >= a.after[i.d].count) a.h_n[(i.d * a.B + i.b) * a.R + i.unit] = stored;
 }
 
-template <class T, bool is_lstm>
+template <class T, class Cell>
 __global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T> a) {
     using W = Wide<T>;
-    constexpr int G = is_lstm ? 4 : 1;
+    using V = Scalar<W, Exact>;
+    constexpr int G = Cell::gates;
     const Thread i = mine(a);
     const int64_t d = i.d, H = a.H, R = a.R;
-    W z[G];
+    W sum[G];
     product(
-        z, a.b_0, R, true,
+        sum, a.b_0, R, true,
         [&](int gate, int64_t unit, int64_t k) {
             return unit < H ? wide(a.w_hh[((d * G + gate) * H + unit) * R + k]) : W(0);
         },
@@ -115,22 +99,20 @@ __global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T
         });
     if (i.unit >= H || i.b >= a.now[d].count) return;
     const int64_t at = (a.now[d].first + i.b) * a.D + d;
-    for (int gate = 0; gate < G; ++gate) z[gate] += wide(a.gates[(at * G + gate) * H + i.unit]);
-    W h;
-    if constexpr (is_lstm) {
-        W& c = a.c[(d * a.B + i.b) * H + i.unit];
-        h = lstm<Exact<W>>(z, c);
-        if (a.cells) {
-            for (int gate = 0; gate < G; ++gate) a.gates[(at * G + gate) * H + i.unit] = narrow<T>(z[gate]);
-            a.cells[at * H + i.unit] = narrow<T>(c);
-        }
-    } else {
-        h = elman<Exact<W>>(a.cell, z[0]);
-    }
+    V z[G], gates[G], c = {};
+    for (int gate = 0; gate < G; ++gate) z[gate] = {sum[gate] + wide(a.gates[(at * G + gate) * H + i.unit])};
+    Cell::activate(z, gates);
+    if (saves_gates<Cell>(a.cells))
+        for (int gate = 0; gate < G; ++gate) a.gates[(at * G + gate) * H + i.unit] = narrow<T>(gates[gate].x);
+    const int64_t state = (d * a.B + i.b) * H + i.unit;
+    if (Cell::has_state) c = {a.c[state]};
+    const V m = Cell::combine(gates, c);
+    if (Cell::has_state) a.c[state] = c.x;
+    if (Cell::has_state && a.cells) a.cells[at * H + i.unit] = narrow<T>(c.x);
     if (a.projected)
-        a.m[at * H + i.unit] = narrow<T>(h);
+        a.m[at * H + i.unit] = narrow<T>(m.x);
     else
-        store_h(a, i, h);
+        store_h(a, i, m.x);
 }
 
 template <class T>
@@ -150,34 +132,38 @@ __global__ void __launch_bounds__(step_threads, 1) step_project(const StepArgs<T
 
 // --- backward --------------------------------------------------------------------------------------------------------
 
-// dL/d(o * tanh(c)), or of Elman dL/dh, to dL/dz
-template <class T, bool is_lstm>
-__device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide<T> dh) {
+// dL/dm, m being h before W_hr, to dL/dz
+template <class T, class Cell>
+__device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide<T> dm) {
     using W = Wide<T>;
-    constexpr int G = is_lstm ? 4 : 1;
+    using V = Scalar<W, Exact>;
+    constexpr int G = Cell::gates;
     const int64_t d = i.d, H = a.H, at = (a.now[d].first + i.b) * a.D + d;
-    W z[G];
-    for (int gate = 0; gate < G; ++gate) z[gate] = wide(a.gates[(at * G + gate) * H + i.unit]);
-    if constexpr (is_lstm) {
-        const int64_t state = (d * a.B + i.b) * H + i.unit;
-        W before = a.c0 ? wide(a.c0[state]) : W(0);
-        if (i.b < a.before[d].count) before = wide(a.cells[((a.before[d].first + i.b) * a.D + d) * H + i.unit]);
-        const W all = lstm_backward<Exact<W>>(z, wide(a.cells[at * H + i.unit]), before, dh, a.c[state]);
-        if (a.d_cells) a.d_cells[at * H + i.unit] = narrow<T>(all);
-    } else {
-        z[0] = elman_backward(a.cell, z[0], dh);
+    const int64_t state = (d * a.B + i.b) * H + i.unit;
+    V gates[G], dz[G], c = {}, c_before = {}, dc = {}, dc_before = {};
+    for (int gate = 0; gate < G; ++gate) gates[gate] = {wide(a.gates[(at * G + gate) * H + i.unit])};
+    if constexpr (Cell::has_state) {
+        c = {wide(a.cells[at * H + i.unit])};
+        if (i.b < a.before[d].count)
+            c_before = {wide(a.cells[((a.before[d].first + i.b) * a.D + d) * H + i.unit])};
+        else if (a.c0)
+            c_before = {wide(a.c0[state])};
+        dc = V{a.c[state]} + Cell::state_gradient(gates, c, V{dm});
+        if (a.d_cells) a.d_cells[at * H + i.unit] = narrow<T>(dc.x);
     }
+    Cell::backward(gates, c_before, c, V{dm}, dc, dz, dc_before);
+    if (Cell::has_state) a.c[state] = dc_before.x;
     for (int gate = 0; gate < G; ++gate) {
-        T& dz = a.dz[(at * G + gate) * H + i.unit];
-        dz = narrow<T>(a.add ? z[gate] + wide(dz) : z[gate]);
+        T& out = a.dz[(at * G + gate) * H + i.unit];
+        out = narrow<T>(a.add ? dz[gate].x + wide(out) : dz[gate].x);
     }
 }
 
-template <class T, bool is_lstm>
+template <class T, class Cell>
 __global__ void __launch_bounds__(step_threads, 1) step_backward(const StepArgs<T> a) {
     using W = Wide<T>;
     const Thread i = mine(a);
-    const int64_t d = i.d, R = a.R, GH = a.G * a.H;
+    const int64_t d = i.d, R = a.R, GH = Cell::gates * a.H;
     W dh[1];
     product(
         dh, a.b_0, GH, false,
@@ -197,10 +183,10 @@ __global__ void __launch_bounds__(step_threads, 1) step_backward(const StepArgs<
     if (a.projected)
         a.dh[at * R + i.unit] = narrow<T>(all);
     else
-        cell_backward<T, is_lstm>(a, i, all);
+        cell_backward<T, Cell>(a, i, all);
 }
 
-template <class T>
+template <class T, class Cell>
 __global__ void __launch_bounds__(step_threads, 1) step_backward_projected(const StepArgs<T> a) {
     using W = Wide<T>;
     const Thread i = mine(a);
@@ -212,7 +198,7 @@ __global__ void __launch_bounds__(step_threads, 1) step_backward_projected(const
         [&](int64_t b, int64_t k) {
             return b < a.now[d].count ? wide(a.dh[((a.now[d].first + b) * a.D + d) * a.R + k]) : W(0);
         });
-    if (i.unit < a.H && i.b < a.now[d].count) cell_backward<T, true>(a, i, dm[0]);
+    if (i.unit < a.H && i.b < a.now[d].count) cell_backward<T, Cell>(a, i, dm[0]);
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
@@ -235,17 +221,29 @@ private:
     std::vector<int64_t> first_;
 };
 
-template <class T>
-StepArgs<T> step_args(const Sweep& s) {
+template <class T, class Call>
+StepArgs<T> step_args(const Sweep& s, const Call& call) {
     StepArgs<T> a = {};
-    a.cell = s.cell;
+    a.set(call);
     a.B = s.B;
     a.H = s.H;
     a.R = s.recurrent();
     a.D = s.D;
-    a.G = s.gates();
     a.projected = s.P > 0;
     return a;
+}
+
+// Returns how many sequences step k has, at most of both directions.
+template <class T>
+int64_t go_to(StepArgs<T>& a, const Steps& steps, int64_t k) {
+    int64_t count = 0;
+    for (int d = 0; d < a.D; ++d) {
+        a.before[d] = steps.at(k - 1, d);
+        a.now[d] = steps.at(k, d);
+        a.after[d] = steps.at(k + 1, d);
+        count = std::max(count, a.now[d].count);
+    }
+    return count;
 }
 
 // Every block for `units` units and the largest `count` of both directions: one launch, but for more sequences than a
@@ -262,63 +260,32 @@ void launch_step(const char* name, void (*kernel)(StepArgs<T>), StepArgs<T> a, i
                a);
 }
 
-template <class T, bool is_lstm>
-void forward_by_steps(const Sweep& s, const Forward& call, void* stream) {
-    StepArgs<T> a = step_args<T>(s);
-    a.gates = static_cast<T*>(call.gates);
-    a.w_hh = static_cast<const T*>(call.w_hh);
-    a.w_hr = static_cast<const T*>(call.w_hr);
-    a.h0 = static_cast<const T*>(call.h0);
-    a.c = static_cast<Wide<T>*>(call.c);
-    a.cells = static_cast<T*>(call.cells);
-    a.m = static_cast<T*>(call.m);
-    a.y = static_cast<T*>(call.y);
-    a.h_n = static_cast<T*>(call.h_n);
+template <class T, class Cell>
+void run_by_steps(const Sweep& s, const Forward& call, void* stream) {
+    StepArgs<T> a = step_args<T>(s, call);
     const Steps steps(s);
     for (int64_t k = 0; k < s.T; ++k) {
-        int64_t count = 0;
-        for (int d = 0; d < s.D; ++d) {
-            a.before[d] = steps.at(k - 1, d);
-            a.now[d] = steps.at(k, d);
-            a.after[d] = steps.at(k + 1, d);
-            count = std::max(count, a.now[d].count);
-        }
-        launch_step("step_forward", &step_forward<T, is_lstm>, a, s.H, count, step_shared<T>(is_lstm ? 4 : 1), stream);
-        if (a.projected) launch_step("step_project", &step_project<T>, a, a.R, count, step_shared<T>(1), stream);
+        const int64_t count = go_to(a, steps, k);
+        launch_step("step_forward", &step_forward<T, Cell>, a, s.H, count, step_shared<T>(Cell::gates), stream);
+        if constexpr (Cell::projects)
+            if (a.projected) launch_step("step_project", &step_project<T>, a, a.R, count, step_shared<T>(1), stream);
     }
 }
 
-template <class T, bool is_lstm>
-void backward_by_steps(const Sweep& s, const Backward& call, void* stream) {
-    StepArgs<T> a = step_args<T>(s);
-    a.gates = static_cast<T*>(const_cast<void*>(call.gates));
-    a.cells = static_cast<T*>(const_cast<void*>(call.cells));
-    a.w_hh = static_cast<const T*>(call.w_hh);
-    a.w_hr = static_cast<const T*>(call.w_hr);
-    a.c0 = static_cast<const T*>(call.c0);
-    a.dy = static_cast<const T*>(call.dy);
-    a.dh_n = static_cast<const T*>(call.dh_n);
-    a.c = static_cast<Wide<T>*>(call.dc);
-    a.dz = static_cast<T*>(call.dz);
-    a.dh = static_cast<T*>(call.dh);
-    a.dh0 = static_cast<T*>(call.dh0);
-    a.d_cells = static_cast<T*>(call.d_cells);
-    a.add = call.add;
+template <class T, class Cell>
+void run_by_steps(const Sweep& s, const Backward& call, void* stream) {
+    StepArgs<T> a = step_args<T>(s, call);
     const Steps steps(s);
+    int64_t count = 0;
     for (int64_t k = s.T - 1; k >= -1; --k) {  // the last one is for dh0 alone
-        int64_t count = 0, both = 0;
-        for (int d = 0; d < s.D; ++d) {
-            a.before[d] = steps.at(k - 1, d);
-            a.now[d] = steps.at(k, d);
-            a.after[d] = steps.at(k + 1, d);
-            count = std::max(count, a.now[d].count);
-            both = std::max({both, a.now[d].count, a.after[d].count});
-        }
-        launch_step("step_backward", &step_backward<T, is_lstm>, a, a.R, both, step_shared<T>(1), stream);
-        if constexpr (is_lstm)
+        const int64_t after = count;
+        count = go_to(a, steps, k);
+        launch_step("step_backward", &step_backward<T, Cell>, a, a.R, std::max(count, after), step_shared<T>(1),
+                    stream);
+        if constexpr (Cell::projects)
             if (a.projected)
-                launch_step("step_backward_projected", &step_backward_projected<T>, a, s.H, count, step_shared<T>(1),
-                            stream);
+                launch_step("step_backward_projected", &step_backward_projected<T, Cell>, a, s.H, count,
+                            step_shared<T>(1), stream);
     }
 }
 

@@ -16,47 +16,47 @@
 
 namespace rnnfast::cuda {
 
-enum class Cell { tanh, relu, lstm };
 enum class Number { float64, float32, tf32, float16, bfloat16 };  // tf32: float32, products of numbers cut to 10 bits
 
 struct Sweep {
-    Cell cell;
+    int cell;   // index in the list of csrc/cells
+    int gates;  // G, of this cell
     int64_t T, B, H;
-    int64_t P;  // 0: no projection; LSTM only
+    int64_t P;  // 0: no projection
     int64_t D;
     const int64_t* batch_sizes;  // (T) on the host, not increasing; nullptr: B at every step
     const int64_t* offsets;      // (T+1) on the device, the first row of each step; given with batch_sizes
 
-    int64_t gates() const { return cell == Cell::lstm ? 4 : 1; }
     int64_t recurrent() const { return P ? P : H; }  // R
 };
 
 struct Forward {
-    void* gates;  // (N,D,G,H) in: W_ih x + b_ih + b_hh; out, LSTM with cells: activated. Elman: the same memory as y
+    void* gates;  // (N,D,G,H) in: W_ih x + b_ih + b_hh; out, if a cell saves them and cells are wanted: activated. Of a
+                  // cell that saves none the same memory as y
     const void* w_hh;  // (D,G*H,R)
     const void* w_hr;  // (D,P,H), projected
     const void* h0;    // (D,B,R) or nullptr: zeros
-    void* c;           // (D,B,H) wide, LSTM; in: c_0, out: c_n
-    void* cells;       // (N,D,H) out, LSTM; nullptr: neither wanted nor the gates
-    void* m;           // (N,D,H) out, projected: o * tanh(c)
+    void* c;           // (D,B,H) wide, of a cell with a state; in: c_0, out: c_n
+    void* cells;       // (N,D,H) out, of a cell with a state; nullptr: neither wanted nor the gates
+    void* m;           // (N,D,H) out, projected: h_t before W_hr
     void* y;           // (N,D,R) out
     void* h_n;         // (D,B,R) out
     void* workspace;   // of the plan
 };
 
 struct Backward {
-    const void* gates;  // (N,D,G,H) activated; Elman: y
-    const void* cells;  // (N,D,H), LSTM
+    const void* gates;  // (N,D,G,H) activated; y of a cell that saves none
+    const void* cells;  // (N,D,H), of a cell with a state
     const void* w_hh;   // (D,G*H,R)
     const void* w_hr;   // (D,P,H), projected
     const void* c0;     // (D,B,H) or nullptr: zeros
     const void* dy;     // (N,D,R) or nullptr: zeros
     const void* dh_n;   // (D,B,R) or nullptr: zeros
-    void* dc;           // (D,B,H) wide, LSTM; in: dL/dc_n, out: dL/dc_0
+    void* dc;           // (D,B,H) wide, of a cell with a state; in: dL/dc_n, out: dL/dc_0
     void* dz;           // (N,D,G,H) out: dL/d pre-activations; in, if add: what to add to it
     void* dh;           // (N,D,P) out, projected: dL/dh_t
     void* dh0;          // (D,B,R) out
-    void* d_cells;      // (N,D,H) out, LSTM: dL/dc_t; nullptr: not wanted
+    void* d_cells;      // (N,D,H) out, of a cell with a state: dL/dc_t; nullptr: not wanted
     void* workspace;    // of the plan
     bool add;
 };

@@ -1,6 +1,7 @@
 // The CUDA kernels on the emulated device, without Python, for the sanitizers: with
 // -DRNNFAST_SANITIZE=address,undefined arrays of exactly the right size, with =thread the barriers and the exchange
-// between blocks. All kernels against the plain one in float64; and the layouts on their own.
+// between blocks. All kernels against the plain one in float64, for the cells that there are and for some that have
+// other traits; and the layouts on their own.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -16,6 +17,7 @@
 namespace {
 
 using namespace rnnfast::cuda;
+using rnnfast::Elman, rnnfast::Lstm, rnnfast::Relu, rnnfast::Tanh;
 
 int failures = 0;
 
@@ -25,37 +27,80 @@ void expect(bool holds, const char* what, const char* where) {
     ++failures;
 }
 
-struct Case {
-    const char* name;
-    Cell cell;
-    int64_t T, B, H, P, D;
-    std::vector<int64_t> batch_sizes;
-
-    Sweep sweep(const std::vector<int64_t>& offsets) const {
-        if (batch_sizes.empty()) return {cell, T, B, H, P, D, nullptr, nullptr};
-        return {cell, T, B, H, P, D, batch_sizes.data(), offsets.data()};
+// One gate and a state: c_t = a c_{t-1} + (1 - a) a, and h_t = c_t.
+struct Leaky {
+    static constexpr int gates = 1;
+    static constexpr bool has_state = true, saves_gates = true, projects = false;
+    template <class A>
+    static void activate(const A (&z)[1], A (&a)[1]) {
+        a[0] = sigmoid(z[0]);
+    }
+    template <class A>
+    static A combine(const A (&a)[1], A& c) {
+        return c = a[0] * c + (1 - a[0]) * a[0];
+    }
+    template <class A>
+    static A state_gradient(const A (&)[1], const A&, const A& dm) {
+        return dm;
+    }
+    template <class A>
+    static void backward(const A (&a)[1], const A& c_prev, const A&, const A&, const A& dc, A (&dz)[1], A& dc_prev) {
+        dz[0] = dc * (c_prev + (1 - a[0]) - a[0]) * (a[0] * (1 - a[0]));
+        dc_prev = dc * a[0];
     }
 };
 
-const Case cases[] = {
-    {"one", Cell::tanh, 1, 1, 1, 0, 1, {}},
-    {"both ways", Cell::lstm, 3, 9, 20, 0, 2, {}},
-    {"packed", Cell::lstm, 3, 18, 17, 0, 2, {18, 9, 1}},
-    {"many", Cell::lstm, 2, 37, 9, 0, 2, {}},
-    {"many elman", Cell::tanh, 2, 70, 20, 0, 2, {70, 33}},
-    {"packed elman", Cell::relu, 4, 9, 24, 0, 2, {9, 9, 3, 1}},
-    {"projected", Cell::lstm, 2, 3, 9, 4, 2, {3, 1}},
+// Pairs of gates and no state: h_t = a_0 a_1 + ...
+template <int G>
+struct Pairs {
+    static constexpr int gates = G;
+    static constexpr bool has_state = false, saves_gates = true, projects = true;
+    template <class A>
+    static void activate(const A (&z)[G], A (&a)[G]) {
+        for (int g = 0; g < G; g += 2) a[g] = sigmoid(z[g]), a[g + 1] = tanh(z[g + 1]);
+    }
+    template <class A>
+    static A combine(const A (&a)[G], A&) {
+        A m = a[0] * a[1];
+        for (int g = 2; g < G; g += 2) m = m + a[g] * a[g + 1];
+        return m;
+    }
+    template <class A>
+    static void backward(const A (&a)[G], const A&, const A&, const A& dm, const A&, A (&dz)[G], A&) {
+        for (int g = 0; g < G; g += 2) {
+            dz[g] = dm * a[g + 1] * (a[g] * (1 - a[g]));
+            dz[g + 1] = dm * a[g] * (1 - a[g + 1] * a[g + 1]);
+        }
+    }
 };
 
+struct Case {
+    const char* name;
+    int64_t T, B, H, P, D;
+    std::vector<int64_t> batch_sizes;
+
+    template <class Cell>
+    Sweep sweep(const std::vector<int64_t>& offsets) const {
+        const bool packed = !batch_sizes.empty();
+        return {
+            0, Cell::gates, T, B, H, P, D, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};
+    }
+};
+
+const Case single{"single", 1, 1, 1, 0, 1, {}}, both_ways{"both ways", 3, 9, 20, 0, 2, {}},
+    uneven{"uneven", 3, 18, 17, 0, 2, {18, 9, 1}}, many{"many", 2, 37, 9, 0, 2, {}},
+    many_uneven{"many, uneven", 2, 70, 20, 0, 2, {70, 33}}, long_uneven{"long, uneven", 4, 9, 24, 0, 2, {9, 9, 3, 1}},
+    projected{"projected", 2, 3, 9, 4, 2, {3, 1}};
+
 // One forward and one backward pass: results as doubles, in the order of sweep.h.
-template <Number number>
-std::vector<double> run(const Case& c, const std::string& kernel) {
-    using S = typename Stored<number>::type;
+template <Number number, class Cell>
+std::vector<double> both_passes(const Case& c, const std::string& kernel) {
+    using S = typename NumberOf<number>::type;
     using W = Wide<S>;
     std::vector<int64_t> offsets{0};
     for (const int64_t n : c.batch_sizes) offsets.push_back(offsets.back() + n);
-    const Sweep s = c.sweep(offsets);
-    const int64_t N = c.batch_sizes.empty() ? c.T * c.B : offsets.back(), G = s.gates(), R = s.recurrent();
+    const Sweep s = c.sweep<Cell>(offsets);
+    const int64_t N = c.batch_sizes.empty() ? c.T * c.B : offsets.back(), G = s.gates, R = s.recurrent();
     std::mt19937 random(1);
     const auto draw = [&](int64_t count) {
         std::vector<S> numbers(count);
@@ -63,33 +108,32 @@ std::vector<double> run(const Case& c, const std::string& kernel) {
         return numbers;
     };
     const auto none = [](int64_t count) { return std::vector<S>(count, narrow<S>(W(NAN))); };
-    const bool lstm = c.cell == Cell::lstm;
     auto gates = draw(N * c.D * G * c.H), w_hh = draw(c.D * G * c.H * R), w_hr = draw(c.D * c.P * c.H);
-    auto h0 = draw(c.D * c.B * R), c0 = draw(lstm ? c.D * c.B * c.H : 0), dy = draw(N * c.D * R);
+    auto h0 = draw(c.D * c.B * R), c0 = draw(Cell::has_state ? c.D * c.B * c.H : 0), dy = draw(N * c.D * R);
     auto dh_n = draw(c.D * c.B * R), dc_n = draw(c0.size()), z = draw(gates.size());
-    auto cells = none(lstm ? N * c.D * c.H : 0), m = none(c.P ? N * c.D * c.H : 0), h_n = none(h0.size());
-    auto y = lstm ? none(N * c.D * R) : std::vector<S>();
+    auto cells = none(Cell::has_state ? N * c.D * c.H : 0), m = none(c.P ? N * c.D * c.H : 0), h_n = none(h0.size());
+    auto y = Cell::saves_gates ? none(N * c.D * R) : std::vector<S>();
     std::vector<W> state, d_state;
     for (const S x : c0) state.push_back(wide(x));
     for (const S x : dc_n) d_state.push_back(wide(x));
     const Card card = card_of(0);
 
-    const Plan forward = make_plan<number>(card, s, false, kernel);
+    const Plan forward = make_plan_of<number, Cell, false>(card, s, kernel);
     std::vector<Vector> workspace(forward.workspace / 16 + 1, Vector{});
-    void* const out = lstm ? y.data() : gates.data();
-    run_forward<number>(forward, s,
-                        {gates.data(), w_hh.data(), w_hr.data(), h0.data(), state.data(), cells.data(), m.data(), out,
-                         h_n.data(), workspace.data()},
-                        nullptr);
+    void* const out = Cell::saves_gates ? y.data() : gates.data();
+    run_cell<number, Cell>(forward, s,
+                           Forward{gates.data(), w_hh.data(), w_hr.data(), h0.data(), state.data(), cells.data(),
+                                   m.data(), out, h_n.data(), workspace.data()},
+                           nullptr);
 
-    const Plan backward = make_plan<number>(card, s, true, kernel);
+    const Plan backward = make_plan_of<number, Cell, true>(card, s, kernel);
     workspace.assign(backward.workspace / 16 + 1, Vector{});
     auto dz = z, dh = none(c.P ? N * c.D * c.P : 0), dh0 = none(h0.size()), d_cells = none(cells.size());
-    run_backward<number>(
-        backward, s,
-        {gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(), dh_n.data(), d_state.data(),
-         dz.data(), dh.data(), dh0.data(), lstm ? d_cells.data() : nullptr, workspace.data(), true},
-        nullptr);
+    run_cell<number, Cell>(backward, s,
+                           Backward{gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(),
+                                    dh_n.data(), d_state.data(), dz.data(), dh.data(), dh0.data(),
+                                    Cell::has_state ? d_cells.data() : nullptr, workspace.data(), true},
+                           nullptr);
 
     std::vector<double> results;
     const auto keep = [&](const auto& numbers) {
@@ -100,12 +144,12 @@ std::vector<double> run(const Case& c, const std::string& kernel) {
     return results;
 }
 
-template <Number number>
+template <Number number, class Cell>
 void compare(const Case& c, const std::vector<double>& truth, double tolerance) {
     for (const char* kernel : {"steps", "block", "cluster", "grid"}) {
         std::vector<double> got;
         try {
-            got = run<number>(c, kernel);
+            got = both_passes<number, Cell>(c, kernel);
         } catch (const std::invalid_argument&) {  // no room, or no such kernel for these sizes
             continue;
         }
@@ -117,6 +161,19 @@ void compare(const Case& c, const std::vector<double>& truth, double tolerance) 
         }
         if (!(worst <= tolerance)) std::printf("error %g > %g in number %d, ", worst, tolerance, int(number));
         expect(worst <= tolerance, kernel, c.name);
+    }
+}
+
+template <class Cell>
+void check(std::initializer_list<Case> cases) {
+    for (const Case& c : cases) {
+        const std::vector<double> truth = both_passes<Number::float64, Cell>(c, "steps");
+        compare<Number::float32, Cell>(c, truth, 2e-5);
+        compare<Number::tf32, Cell>(c, truth, 2e-2);
+        compare<Number::float16, Cell>(c, truth, 2e-2);
+        compare<Number::bfloat16, Cell>(c, truth, 2e-1);
+        std::printf("%d gates, %s\n", Cell::gates, c.name);
+        std::fflush(stdout);
     }
 }
 
@@ -160,8 +217,8 @@ void check_layouts() {
             check_words(bytes, lane);
             for (int gate = 0; gate < 4; ++gate)
                 for (int e = 0; e < 2; ++e) {
-                    const Place p = place_in_d(lane, lstm_element(gate, e));
-                    const GateRow row = lstm_row(lstm_tile(gate), p.row);
+                    const Place p = place_in_d(lane, sum_of(gate, e) % 4);
+                    const GateRow row = row_of_tile(4, sum_of(gate, e) / 4, p.row);
                     expect(row.gate == gate && row.unit == lane / 4 && p.column == lane % 4 * 2 + e, "gate", "layout");
                 }
         }
@@ -206,8 +263,8 @@ void check_fast_nonlinearities() {
 // Made-up numbers of clusters that run at a time.
 void check_plans() {
     const Card h100{90, 132, 227 * 1024};
-    const auto plan = [&](const Card& card, Cell cell, int64_t H, int64_t B, bool backward, int of_16) {
-        const Sweep s{cell, 0, B, H, 0, 1, nullptr, nullptr};
+    const auto plan = [&](const Card& card, int gates, int64_t H, int64_t B, bool backward, int of_16) {
+        const Sweep s{0, gates, 0, B, H, 0, 1, nullptr, nullptr};
         return choose(card, s, Number::bfloat16, backward, "", [&](const Geometry& g) {
             return of_16 == 0 ? 0 : g.C == 16 ? of_16 : card.multiprocessors / g.C;
         });
@@ -215,19 +272,20 @@ void check_plans() {
     const auto is = [](const Plan& p, Kernel kernel, int C, int waves) {
         return p.kernel == kernel && p.geometry.C == C && p.waves == waves;
     };
-    expect(is(plan(h100, Cell::lstm, 512, 32, true, 7), Kernel::cluster, 16, 1), "4 groups at a time", "plans");
+    expect(is(plan(h100, 4, 512, 32, true, 7), Kernel::cluster, 16, 1), "4 groups at a time", "plans");
     // 8 groups of 16 sequences would take two rounds of 7 clusters; 4 groups of 32 take one, or a grid does
-    expect(is(plan(h100, Cell::lstm, 512, 128, false, 7), Kernel::cluster, 16, 1), "larger groups", "plans");
-    expect(plan(h100, Cell::lstm, 512, 128, true, 7).waves == 1, "no second round", "plans");
-    expect(plan(h100, Cell::lstm, 512, 128, true, 7).kernel == Kernel::grid, "a grid in place of two rounds", "plans");
-    expect(plan(h100, Cell::lstm, 512, 128, true, 8).kernel == Kernel::cluster, "8 clusters at a time", "plans");
-    expect(plan(h100, Cell::tanh, 1024, 128, true, 7).waves == 1, "Elman", "plans");
+    expect(is(plan(h100, 4, 512, 128, false, 7), Kernel::cluster, 16, 1), "larger groups", "plans");
+    expect(plan(h100, 4, 512, 128, true, 7).waves == 1, "no second round", "plans");
+    expect(plan(h100, 4, 512, 128, true, 7).kernel == Kernel::grid, "a grid in place of two rounds", "plans");
+    expect(plan(h100, 4, 512, 128, true, 8).kernel == Kernel::cluster, "8 clusters at a time", "plans");
+    expect(plan(h100, 1, 1024, 128, true, 7).waves == 1, "one gate", "plans");
     const Card slice{90, 16, 227 * 1024};  // of a card that is cut into parts
-    expect(plan(slice, Cell::lstm, 512, 16, false, 0).kernel == Kernel::grid, "no clusters", "plans");
-    expect(plan(slice, Cell::lstm, 1024, 16, false, 0).kernel == Kernel::steps, "no room", "plans");
-    expect(plan(h100, Cell::lstm, 64, 16, false, 0).kernel == Kernel::block, "one block", "plans");
+    expect(plan(slice, 4, 512, 16, false, 0).kernel == Kernel::grid, "no clusters", "plans");
+    expect(plan(slice, 4, 1024, 16, false, 0).kernel == Kernel::steps, "no room", "plans");
+    expect(plan(h100, 4, 64, 16, false, 0).kernel == Kernel::block, "one block", "plans");
+    expect(plan(h100, 3, 64, 16, false, 0).why == "no layout for a cell of so many gates", "three gates", "plans");
     for (const int of_16 : {1, 3, 7}) {
-        const Plan p = plan(h100, Cell::lstm, 512, 2048, false, of_16);
+        const Plan p = plan(h100, 4, 512, 2048, false, of_16);
         expect(p.waves == (p.geometry.slices + p.geometry.at_a_time - 1) / p.geometry.at_a_time, "rounds", "plans");
         expect(p.kernel != Kernel::cluster || p.geometry.C != 16 || p.geometry.at_a_time == of_16, "at a time",
                "plans");
@@ -241,15 +299,12 @@ int main() {
     check_fast_nonlinearities();
     check_plans();
     check_upload();
-    for (const Case& c : cases) {
-        const std::vector<double> truth = run<Number::float64>(c, "steps");
-        compare<Number::float32>(c, truth, 2e-5);
-        compare<Number::tf32>(c, truth, 2e-2);
-        compare<Number::float16>(c, truth, 2e-2);
-        compare<Number::bfloat16>(c, truth, 2e-1);
-        std::printf("%s\n", c.name);
-        std::fflush(stdout);
-    }
+    check<Elman<Tanh>>({single, many_uneven});
+    check<Elman<Relu>>({long_uneven});
+    check<Lstm>({both_ways, uneven, many, projected});
+    check<Leaky>({both_ways});
+    check<Pairs<2>>({projected});
+    check<Pairs<4>>({uneven});
     std::printf(failures ? "%d failures\n" : "ok\n", failures);
     return failures ? 1 : 0;
 }
