@@ -17,9 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import bars, env, gpu_goals, report
 from benchmarks.contenders import has_onnx
-from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, Job
+from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, STEPS, Job
 from benchmarks.results import Row
 from benchmarks.run import run_job
+from benchmarks.steps import has_compiler
 from rnnfast import cuda
 
 WIDTH = 130  # of tables that go to a file
@@ -29,7 +30,8 @@ WITH_GOALS = ("derivatives", "full")
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time rnnfast against torch.nn.")
     presets = (
-        "tiny: seconds, quick: 3 min, derivatives (and torch.compile): 3 min, full: 28 min, gpu (--device cuda): 8 min"
+        "tiny: seconds, quick: 3 min, derivatives (and torch.compile): 3 min, cells (and layers of a step): 5 min,"
+        " full: 28 min, gpu (--device cuda): 8 min"
     )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help=presets)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -57,8 +59,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.jobs = select(PRESETS[options.preset].jobs, options.cells.split(","), options.filter)
     if not options.jobs:
         parser.error("--cells and --filter leave nothing to measure")
-    if options.plot and all(job.kind in ("memory", *DERIVATIVES) for job in options.jobs):
-        parser.error("--plot: of memory, derivatives and torch.compile there is no plot, and nothing else is measured")
+    if options.plot and all(job.kind in ("memory", *DERIVATIVES, *STEPS) for job in options.jobs):
+        parser.error(
+            "--plot: of memory, derivatives, torch.compile and cells there is no plot, and nothing else is measured"
+        )
     return options
 
 
@@ -105,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     if not has_onnx():
         console.print("ONNX Runtime is not installed (pip install onnx onnxruntime): its column is left out.")
+    if any(job.is_compiled for job in options.jobs) and not has_compiler():
+        console.print("There is no C++ compiler for torch.compile: what would be compiled is left out.")
+        options.jobs = [job for job in options.jobs if not job.is_compiled]
     machine = env.describe(options.device, options.threads)
     sizes = bars.streamed_sizes(options.jobs)
     before = env.limits(options.threads, sizes)

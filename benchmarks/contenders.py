@@ -27,11 +27,12 @@ State = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Contender:
-    """run: what is timed, once. results: what it computes, by name, from a fresh state."""
+    """run: what is timed, once. results: what it computes, by name, from a fresh state. same_code: as torch's."""
 
     name: str
     run: Callable[[], object]
     results: Callable[[], dict[str, Tensor]]
+    same_code: bool = False
 
 
 @dataclass(frozen=True)

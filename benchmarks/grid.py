@@ -59,7 +59,8 @@ class Job:
     """One row of a table: a pass over a shape.
 
     kind: "inference" (no_grad), "forward_train" (forward that records for the backward pass), "train" (forward and
-    backward), "step" (T=1, no_grad, the state carried on), "memory" (peak of one training step), or one of DERIVATIVES.
+    backward), "step" (T=1, no_grad, the state carried on), "memory" (peak of one training step), or one of DERIVATIVES
+    or STEPS.
     name: the kind, or a name that starts with it, where a table of its own is due.
     """
 
@@ -72,15 +73,28 @@ class Job:
         return f"{self.shape.cell} {self.name} {self.shape.label}"
 
     @property
+    def base(self) -> str:
+        """The kind, of one of STEPS without what it is done to."""
+        return STEPS.get(self.kind, self.kind)
+
+    @property
     def trains(self) -> bool:
-        return self.kind not in ("inference", "step", "compiled_inference")
+        return self.base not in ("inference", "step", "compiled_inference")
+
+    @property
+    def is_of_cell(self) -> bool:
+        return self.kind in STEPS and "cell" in self.kind
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.kind.startswith("compile")
 
     @property
     def flops(self) -> int | None:
         """Of the matrix products; of derivatives they are not counted."""
         if self.kind in DERIVATIVES:
             return None
-        return train_flops(self.shape) if self.kind in ("train", "memory") else forward_flops(self.shape)
+        return train_flops(self.shape) if self.base in ("train", "memory") else forward_flops(self.shape)
 
 
 def _widths(s: Shape) -> list[int]:
@@ -127,6 +141,19 @@ DERIVATIVES = (
     "double_backward",
     "per_sample",  # each sample's gradient, by vmap
 )
+
+STEPS = {  # of cells, and of layers asked for a few steps: what is done to them
+    "cell_inference": "inference",
+    "cell_forward_train": "forward_train",
+    "cell_train": "train",
+    "layer_inference": "inference",
+    "layer_forward_train": "forward_train",
+    "layer_train": "train",
+    "compiled_cell_inference": "inference",
+    "compiled_cell_train": "train",
+    "compiled_layer_inference": "inference",
+    "compiled_layer_train": "train",
+}
 
 STUDENT = (20, 32, 64, 64, 2)  # (T,B,I,H,L) of a first forecasting script
 
@@ -205,6 +232,29 @@ def _derivatives(cell: str) -> list[Job]:
     ]
 
 
+LOOP = 20  # steps of a decoder
+FEW_T, FEW_B, FEW_H = (1, 2, 4, 8), (1, 8, 64, 256), (8, 64, 256, 1024)
+DEEP = ({"L": 2}, {"L": 4}, {"D": 2}, {"L": 2, "D": 2})
+MOST_FLOPS = 4e9  # of a forward pass, so that a run ends
+
+
+def _cells(cell: str) -> list[Job]:
+    loops = [Shape(cell, T, B, H, H) for H in (1, *FEW_H) for B in FEW_B for T in (1, LOOP)]
+    layers = [Shape(cell, T, B, H, H) for H in FEW_H for B in FEW_B for T in FEW_T]
+    layers += [Shape(cell, 1, B, 64, 64, **options) for options in DEEP for B in (1, 64)]
+    layers += [Shape(cell, 1, B, 64, 64, packed=True) for B in (1, 64)]
+    layers += [Shape(cell, 1, 8, 64, 64, dtype="float64")]
+    loops, layers = ([s for s in some if forward_flops(s) <= MOST_FLOPS] for some in (loops, layers))
+    some_loops = [Shape(cell, T, B, H, H) for B, H in ((1, 64), (32, 256)) for T in (1, LOOP)]
+    some_layers = [Shape(cell, 1, B, H, H, L) for B, H, L in ((1, 64, 1), (32, 256, 1), (1, 64, 2))]
+    return [
+        *_jobs(loops, ["cell_inference", "cell_forward_train", "cell_train"]),
+        *_jobs(layers, ["layer_inference", "layer_forward_train", "layer_train"]),
+        *_jobs(some_loops, ["compiled_cell_inference", "compiled_cell_train"]),
+        *_jobs(some_layers, ["compiled_layer_inference", "compiled_layer_train"]),
+    ]
+
+
 GPU_H, GPU_B, GPU_DTYPES = (256, 512, 768, 1024), (8, 16, 32, 64, 128), ("bfloat16", "float16", "float32")
 
 
@@ -235,6 +285,7 @@ PRESETS = {
     "tiny": Preset(tuple(job for cell in CELLS for job in _tiny(cell)), seconds=2),
     "quick": Preset(tuple(job for cell in CELLS for job in _quick(cell)), seconds=130),
     "derivatives": Preset(tuple(job for cell in CELLS for job in _derivatives(cell)), seconds=100),
+    "cells": Preset(tuple(job for cell in CELLS for job in _cells(cell)), seconds=180),
     "full": Preset(tuple(job for cell in CELLS for job in _full(cell)), seconds=1400),
     "gpu": Preset(tuple(job for cell in CELLS for job in _gpu(cell)), seconds=300),
 }

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.env import Env
-from benchmarks.grid import DERIVATIVES
+from benchmarks.grid import DERIVATIVES, STEPS
 from benchmarks.report import CELLS, NAMES, caption
 from benchmarks.results import Group, Row, group
 
@@ -33,13 +33,13 @@ WIDTH, ROW, FRAME, GROWTH = 10.0, 0.19, 0.75, 2.6  # inches: figure, line of a p
 
 
 def save_plot(path: Path, rows: Sequence[Row], env: Env) -> None:
-    """One panel of ratios for each cell and pass; below them growth with T, B and H where the run has it. Derivatives
-    and compiled models are left to the tables.
+    """One panel of ratios for each cell and pass; below them growth with T, B and H where the run has it. Derivatives,
+    compiled models and single steps are left to the tables.
 
     Raises:
         ValueError: no row has a ratio of times.
     """
-    groups = [g for g in group(rows) if g["pass"] not in ("memory", *DERIVATIVES) and g.ratio("torch")]
+    groups = [g for g in group(rows) if g["pass"] not in ("memory", *DERIVATIVES, *STEPS) and g.ratio("torch")]
     if not groups:
         raise ValueError("nothing to plot: no row has a time of both torch and rnnfast")
     panels = {cell: [g for g in groups if g["cell"] == cell and column_of(g) in COLUMNS] for cell in CELLS}

@@ -23,6 +23,16 @@ TITLES = {
     "train_over_T": "Forward and backward, growth with T",
     "train_over_B": "Forward and backward, growth with B",
     "train_odd_H": "Forward and backward, sizes that fit no vector",
+    "cell_inference": "Converted cells, steps in a row",
+    "cell_forward_train": "Converted cells, steps in a row, recorded",
+    "cell_train": "Converted cells, steps in a row, forward and backward",
+    "layer_inference": "Layers asked for a few steps, inference",
+    "layer_forward_train": "Layers asked for a few steps, forward for training",
+    "layer_train": "Layers asked for a few steps, forward and backward",
+    "compiled_cell_inference": "Converted cells, steps in a row, both sides compiled",
+    "compiled_cell_train": "Converted cells, steps in a row, forward and backward, both sides compiled",
+    "compiled_layer_inference": "Lone layers asked for a step, inference, both sides compiled",
+    "compiled_layer_train": "Lone layers asked for a step, forward and backward, both sides compiled",
     "memory": "Peak memory of a training step",
     "double_backward": "Double backward: the gradient of |gradient|²",
     "per_sample": "Each sample's gradient by vmap; plain: forward and backward",
@@ -102,19 +112,22 @@ def pass_table(groups: Sequence[Group], env: Env) -> Table:
     impls = [*others, *plain, "rnnfast"]
     header = ["", "shape", *(NAMES[name] for name in impls)] + ["GFLOP/s", "of peak"] * counted
     header += [f"{NAMES['rnnfast']} / plain" for _ in plain] + [f"vs {NAMES[name]}" for name in others]
+    twins = any(g.same_code for g in groups)
+    header += ["same code"] * twins
     lines: list[list[Cell]] = []
     for g in groups:
         shape = " ".join([g["shape"], *(f"[{failure}]" for failure in g.failures)])
         costs = [_cost(g.by_impl.get(name)) for name in impls] + (_rates(g.ours, env) if counted else [])
         costs += [in_plain_passes(g.cost) for _ in plain]
         found = (g.ratio(name) for name in others)
-        lines.append([CELLS[g["cell"]], shape, *costs, *("" if ratio is None else ratio for ratio in found)])
-    gap = [""] * (len(header) - 2 - len(others))
+        line: list[Cell] = [CELLS[g["cell"]], shape, *costs, *("" if ratio is None else ratio for ratio in found)]
+        lines.append([*line, *["yes" if g.same_code else ""] * twins])
+    gap = [""] * (len(header) - 2 - len(others) - twins)
     for cell, title in CELLS.items():
         some = [g for g in groups if g["cell"] == cell and g.ratio("torch")]
         if len(some) > 1:
             means: list[Cell] = [geomean(found) if (found := ratios(some, o)) else "" for o in others]
-            lines.append([title, "geometric mean", *gap, *means])
+            lines.append([title, "geometric mean", *gap, *means, *[""] * twins])
     return Table(TITLES[groups[0]["pass"]], header, lines)
 
 

@@ -36,6 +36,11 @@ class Group:
         return None if ratio is None else 1 / ratio
 
     @property
+    def same_code(self) -> bool:
+        """Do both sides run the same code, so that the ratio is 1 but for noise?"""
+        return bool(self.ours.get("same_code"))
+
+    @property
     def failures(self) -> list[str]:
         return [f"{name}: {row['check']}" for name, row in self.by_impl.items() if row["check"] != "ok"]
 

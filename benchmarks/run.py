@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks import derivatives
-from benchmarks.contenders import LIBRARIES, Contender, make_contenders
-from benchmarks.grid import DERIVATIVES, Job
+from benchmarks import derivatives, steps
+from benchmarks.contenders import LIBRARIES, Contender, make_contenders, make_data
+from benchmarks.grid import DERIVATIVES, STEPS, Job
 from benchmarks.memory import peak_bytes
 from benchmarks.results import Row
 from benchmarks.timing import Timer, Timing, cpu_timer, cuda_timer, time_in_turns
@@ -37,12 +37,15 @@ def run_job(job: Job, device: str, threads: int, budget_s: float) -> list[Row]:
         failures = find_failures(contenders, TOLERANCES[job.shape.dtype, device])
         sound = {c.name: c.run for c in contenders if not failures[c.name]}
         timings = time_in_turns(sound, timer_of(device), budget_s)
-    return [_time_row(job, device, c.name, timings, failures[c.name]) for c in contenders]
+    rows = [_time_row(job, device, c.name, timings, failures[c.name]) for c in contenders]
+    return [row | {"same_code": c.same_code} for row, c in zip(rows, contenders, strict=True)]
 
 
 def _contenders(job: Job, device: str, threads: int) -> list[Contender]:
     if job.kind in DERIVATIVES:
         return derivatives.make_contenders(job, device)
+    if job.kind in STEPS:
+        return steps.make_contenders(job, make_data(job.shape, device), device)
     return make_contenders(job, device, threads)
 
 

@@ -357,7 +357,7 @@ def test_lazy(log) -> None:
 
 @pytest.mark.parametrize(
     ("swap", "what"),
-    [(rnnfast.convert, "torch.nn.LSTM, RNN, LSTMCell or RNNCell"), (rnnfast.revert, "layer of rnnfast")],
+    [(rnnfast.convert, "torch.nn.LSTM or RNN"), (rnnfast.revert, "layer of rnnfast")],
     ids=["convert", "revert"],
 )
 def test_nothing_to_swap(swap: Callable, what: str, log) -> None:
@@ -404,7 +404,7 @@ def test_cells_need_no_conversion(kind: type, log) -> None:
     for swap in (rnnfast.convert, rnnfast.revert):
         for cell in cells:
             swap(cell)
-        assert [type(cell) for cell in cells] == before and not log()
+        assert [type(cell) for cell in cells] == before and "INFO" not in dict(log())
     assert before[0] is getattr(rnnfast, kind.__name__)
 
 

@@ -481,6 +481,7 @@ def test_nothing_waits_for_the_garbage_collector(cell: str, B: int) -> None:
 
     run()
     gc.collect()
+    gc.freeze()  # what other tests have left
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -491,6 +492,7 @@ def test_nothing_waits_for_the_garbage_collector(cell: str, B: int) -> None:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+        gc.unfreeze()
     assert not left
 
 
