@@ -1,5 +1,5 @@
-"""Single steps: cells of a converted model beside torch.nn's, one call or a loop of them, and layers that are asked for a
-step or a few; eager, and both sides compiled.
+"""Single steps: cells of a converted model beside torch.nn's, one call or a loop of them, and layers of few steps;
+eager, and both sides compiled.
 """
 
 from __future__ import annotations
