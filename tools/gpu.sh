@@ -50,7 +50,7 @@ build() {
     -DRNNFAST_CUDA=on -DRNNFAST_CUDA_ARCHS="$sm" && cmake --build build/gpu
 }
 probe() { nvcc -std=c++17 -O3 -arch="sm_$sm" -o "$OUT/probe" tools/probe.cu && "$OUT/probe"; }
-tests() { "$PYTHON" -m pytest tests/test_cuda.py -q --tb=short -p no:cacheprovider --maxfail=25 -k "$1"; }
+tests() { "$PYTHON" -m pytest -o addopts= tests/test_cuda.py -q --tb=short -p no:cacheprovider --maxfail=25 -k "$1"; }
 bench() { # NAME LIMIT CELLS FILTER
   stage "bench-$1" "$2" "$PYTHON" -m benchmarks --device cuda --preset gpu --seconds $(($2 / 2)) --cells "$3" \
     --filter "$4" --json "$OUT/bench-$1.json"

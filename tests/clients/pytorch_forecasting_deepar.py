@@ -1,0 +1,12 @@
+"""DeepAR, LSTM of 2 layers: 8 steps, parameters of its distribution"""
+
+from __future__ import annotations
+
+from pytorch_forecasting import DeepAR
+
+from tests.clients.compare import Steps, Swap
+from tests.clients.encoder_decoder import train
+
+
+def run(swap: Swap) -> Steps:
+    return train(DeepAR, swap)
