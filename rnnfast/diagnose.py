@@ -477,10 +477,11 @@ def lyapunov(
     They say how fast nearby states part (positive) or meet: exp(exponent) is the mean factor of a step. k random
     tangents of the state (h, and c of an LSTM, of all layers) are carried along the real trajectory by the forward-mode
     kernel, and made orthonormal by QR every few steps; the logarithms of R's diagonal add up (Benettin et al. 1980;
-    for recurrent networks Vogt et al. 2022, On Lyapunov exponents for RNNs).
+    for recurrent networks Vogt et al. 2022, On Lyapunov exponents for RNNs). Dropout between layers is left out.
 
     Args:
-        layer: rnnfast.LSTM or rnnfast.RNN, not bidirectional.
+        layer: rnnfast.LSTM or rnnfast.RNN, not bidirectional. Its weights are those that a call would take, also where
+            a parametrization or a hook that runs before a call computes them; such hooks run once.
         x: (T,B,I), or (B,T,I) if the layer is batch_first; float32 or float64 on the CPU.
         k: how many, at most the size of the state.
         hx: initial state, as the layer takes it; default zeros.

@@ -80,14 +80,22 @@ def replaced(t: Tensor) -> None:
     assert torch.equal(t, other) and t.data_ptr() == other.data_ptr()
 
 
+def succeeds_in_child(function: Callable[[], object]) -> bool:
+    """Of a fork, where no thread of torch's is left: does it return what is true?"""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if function() else 1
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
+
+
 def shared(t: Tensor) -> None:
     numbers = t.clone()
     assert t.share_memory_().is_shared() and torch.equal(t, numbers)
-    child = os.fork()
-    if child == 0:
-        t.numpy().fill(5)  # no thread of torch's is left here
-        os._exit(0)
-    os.waitpid(child, 0)
+    assert succeeds_in_child(lambda: t.numpy().fill(5) is None)
     assert torch.equal(t, torch.full(t.shape, 5.0))
 
 
@@ -165,6 +173,29 @@ def test_memory_is_used_again() -> None:
     assert first.data_ptr() != second.data_ptr()
 
 
+@pytest.mark.parametrize("cell", ["LSTM", "RNN"])
+def test_a_second_step_needs_no_new_memory(cell: str) -> None:
+    T, B, I, H = SIZES["large"]  # noqa: E741
+    layer, x = getattr(rnnfast, cell)(I, H, num_layers=2), torch.randn(T, B, I, requires_grad=True)
+    kept = []
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        layer.zero_grad()
+        x.grad = gradient = None  # type: ignore[assignment]
+        kept.append({storage.data_ptr() for storage in memory._kept.storages})
+    assert len(kept[0]) > 3 and kept[0] == kept[1] == kept[2]
+
+
+def test_a_few_steps_less_need_no_new_memory() -> None:
+    """Where the storage may be larger than what is asked for, which no result's is."""
+    address = memory.empty(torch.float32, 2**18).data_ptr()
+    assert memory.empty(torch.float32, 2**18 - 2**15, slack=0.25).data_ptr() == address
+    for size, slack in ((2**18 - 2**15, 0.0), (2**17, 0.25)):
+        fresh = memory.empty(torch.float32, size, slack=slack)
+        assert fresh.data_ptr() != address and fresh.untyped_storage().nbytes() == fresh.nbytes
+
+
 HOLDERS: dict[str, Callable[[Tensor], object]] = {
     "tensor": lambda t: t,
     "view": lambda t: t[5:6],
@@ -239,11 +270,12 @@ def test_a_call_in_the_middle_of_another_does_not_wait(monkeypatch: pytest.Monke
 def test_a_child_process_has_memory_of_its_own() -> None:
     large()
     memory._kept.lock.acquire()  # by a thread that the child will not have
-    child = os.fork()
-    if child == 0:
+
+    def is_used_again() -> bool:
         address = memory.empty(torch.float32, 2**16).data_ptr()
-        os._exit(0 if memory.empty(torch.float32, 2**16).data_ptr() == address else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        return memory.empty(torch.float32, 2**16).data_ptr() == address
+
+    assert succeeds_in_child(is_used_again)
 
 
 def test_nobody_writes_into_what_is_alive() -> None:
