@@ -1,4 +1,4 @@
-"""Single steps: cells of a converted model beside torch.nn's, one call or a loop of them, and layers of few steps;
+"""Single steps: cells beside torch.nn's, one call or a loop of them, and layers of few steps;
 eager, and both sides compiled.
 """
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-import rnnfast
 from benchmarks.contenders import LIBRARIES, Contender, Data, State, as_contender, load_module
 from benchmarks.grid import Job, Shape
 
@@ -58,13 +58,14 @@ def make_contenders(job: Job, data: Data, device: str) -> list[Contender]:
 def _make(name: str, job: Job, data: Data, device: str) -> torch.nn.Module:
     if not job.is_of_cell:
         return load_module(LIBRARIES[name], job.shape, data, device)
-    module = Loop(make_cell(job.shape))
+    module = Loop(make_cell(LIBRARIES[name], job.shape))
     module.load_state_dict({f"cell.{key.removesuffix('_l0')}": weight for key, weight in data.weights.items()})
-    return (rnnfast.convert(module) if name == "rnnfast" else module).to(device)
+    return module.to(device)
 
 
-def make_cell(shape: Shape) -> torch.nn.Module:
-    kind = torch.nn.LSTMCell if shape.cell == "lstm" else torch.nn.RNNCell
+def make_cell(library: ModuleType, shape: Shape) -> torch.nn.Module:
+    """`library`.LSTMCell or `library`.RNNCell; `rnnfast.convert` gives the same as rnnfast's."""
+    kind = library.LSTMCell if shape.cell == "lstm" else library.RNNCell
     return kind(shape.I, shape.H, dtype=getattr(torch, shape.dtype))
 
 

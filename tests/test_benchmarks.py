@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rnnfast
 from benchmarks import __main__ as command
-from benchmarks import bars, contenders, derivatives, env, gpu_goals, memory, report, results, run, timing
+from benchmarks import bars, contenders, derivatives, env, gpu_goals, memory, report, results, run, steps, timing
 from benchmarks.contenders import Contender
-from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, Job, Preset, Shape, forward_flops, train_flops
+from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, STEPS, Job, Preset, Shape, forward_flops, train_flops
 from benchmarks.timing import Timing
 
 KEYS = ["cell", "pass", "impl", "T", "B", "I", "H", "L", "D", "dtype", "device", "median_s", "iqr_s", "gflops"]
@@ -404,6 +404,58 @@ def test_compilation_is_timed_once_without_a_cache():
         assert counters["inductor"]["fxgraph_cache_hit"] == 0
 
 
+# ---------------------------------------------------------------------------------------------- single steps
+
+EAGER_STEPS = [kind for kind in STEPS if not kind.startswith("compiled")]
+needs_compiler = pytest.mark.skipif(not steps.has_compiler(), reason="torch.compile needs a C++ compiler")
+
+
+@pytest.mark.parametrize("kind", EAGER_STEPS)
+@pytest.mark.parametrize("shape", [Shape("lstm", 1, 3, 5, 6), Shape("rnn", 20, 3, 5, 6), Shape("rnn", 1, 3, 5, 6)])
+def test_steps_agree(shape, kind):
+    job = Job(shape, kind, kind)
+    assert job.trains == ("inference" not in kind) and job.flops == Job(shape, STEPS[kind], "").flops
+    torchs, ours = steps.make_contenders(job, contenders.make_data(shape, "cpu"), "cpu")
+    assert (torchs.name, ours.name) == ("torch", "rnnfast")
+    assert (torchs.same_code, ours.same_code) == (False, kind.startswith("cell"))
+    with torch.set_grad_enabled(job.trains):
+        assert run.find_failures([torchs, ours], run.TOLERANCES["float32", "cpu"]) == {"torch": "", "rnnfast": ""}
+        results = ours.results()
+    assert results["y"].shape == (shape.T, 3, 6)
+    assert any(name.startswith("d_") for name in results) == (STEPS[kind] == "train")
+
+
+def test_wrong_steps_are_found(monkeypatch):
+    class Wrong(torch.nn.LSTMCell):
+        def forward(self, x, hx=None):
+            h, c = super().forward(x, hx)
+            return 1.01 * h, c
+
+    monkeypatch.setitem(contenders.LIBRARIES, "rnnfast", SimpleNamespace(LSTMCell=Wrong))
+    shape = Shape("lstm", 3, 2, 5, 6)
+    found = steps.make_contenders(Job(shape, "cell_inference", ""), contenders.make_data(shape, "cpu"), "cpu")
+    assert not found[1].same_code
+    with torch.no_grad():
+        assert run.find_failures(found, 1e-4)["rnnfast"].startswith("y: off by")
+
+
+def test_zeros_are_compared():
+    """Of a step from zeros dL/dW_hh is zero; another zero agrees with it, and nothing else."""
+    zeros, some = ({"d": torch.full((2, 2), value)} for value in (0.0, 1e-3))
+    assert run._difference(zeros, zeros, 1e-4) == ""
+    assert run._difference(some, zeros, 1e-4).startswith("d: off by")
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["compiled_cell_train", "compiled_layer_inference"])
+def test_both_sides_are_compiled(kind):
+    counters.clear()
+    rows = run.run_job(Job(Shape("rnn", 1, 3, 5, 6), kind, kind), "cpu", 1, budget_s=0.0)
+    assert [(row["impl"], row["check"]) for row in rows] == [("torch", "ok"), ("rnnfast", "ok")]
+    assert [row["same_code"] for row in rows] == [False, "cell" in kind]
+    assert counters["stats"]["unique_graphs"] == 1  # cells share it; a layer of torch is not taken into one
+
+
 # ---------------------------------------------------------------------------------------------------- memory
 
 
@@ -450,6 +502,15 @@ def test_tables_show_losing_rows_and_their_mean():
     assert table.lines[0][:4] == ["LSTM", "T5 B1 I2 H3", "1.00 ms (10%)", "2.00 ms (10%)"]
     assert [line[-1] for line in table.lines] == [0.5, pytest.approx(8.0), pytest.approx(2.0)]
     assert "| 0.50× |" in report.to_markdown([table], ENV)
+
+
+def test_ratios_of_the_same_code_are_marked():
+    rows = _rows(Job(Shape("lstm", 1, 1, 2, 3), "cell_train", "cell_train"), ours=2e-3, torch=2e-3)
+    rows[0]["same_code"] = True
+    rows += _rows(Job(Shape("lstm", 20, 1, 2, 3), "cell_train", "cell_train"), ours=1e-3, torch=2e-3)
+    _, table = report.tables(rows, ENV)
+    assert table.header[-2:] == ["vs torch", "same code"]
+    assert [line[-2:] for line in table.lines] == [[1.0, "yes"], [2.0, ""], [pytest.approx(2**0.5), ""]]
 
 
 def test_share_of_the_peak():
@@ -573,6 +634,19 @@ def test_derivatives_end_to_end(tmp_path, capsys, monkeypatch):
     assert "jvp of x / forward" in capsys.readouterr().out
 
 
+def test_cells_end_to_end(tmp_path, capsys, monkeypatch):
+    jobs = tuple(Job(Shape(cell, 2, 3, 5, 6), kind, kind) for cell in CELLS for kind in STEPS)
+    monkeypatch.setitem(PRESETS, "cells", Preset(jobs, seconds=0))
+    monkeypatch.setattr(command, "has_compiler", lambda: False)
+    path = tmp_path / "cells.json"
+    assert command.main(["--preset", "cells", "--threads", "1", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["results"]
+    assert {row["pass"] for row in rows} == set(EAGER_STEPS)
+    assert all(set(KEYS) <= set(row) and row["check"] == "ok" and row["gflops"] > 0 for row in rows)
+    out = capsys.readouterr().out
+    assert "There is no C++ compiler" in out and "same code" in out
+
+
 def test_a_wrong_result_ends_with_status_1(tmp_path, capsys, monkeypatch):
     class Wrong(torch.nn.RNN):
         def forward(self, x, hx=None):
@@ -608,6 +682,7 @@ def test_without_onnx_runtime_its_rows_are_left_out(capsys, monkeypatch):
         (["--filter", "("], "invalid"),
         (["--json", "no/such/folder.json"], "no folder no/such"),
         (["--preset", "derivatives", "--plot", "derivatives.png"], "there is no plot"),
+        (["--preset", "cells", "--plot", "cells.png"], "there is no plot"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys, monkeypatch):
