@@ -21,7 +21,7 @@ from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, STEPS, Job
 from benchmarks.results import Row
 from benchmarks.run import run_job
 from benchmarks.steps import has_compiler
-from rnnfast import cuda
+from rnnfast._backends import cuda
 
 WIDTH = 130  # of tables that go to a file
 WITH_GOALS = ("derivatives", "full")

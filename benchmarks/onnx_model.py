@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-import rnnfast.onnx
+import rnnfast._backends.onnx
 from benchmarks.grid import Shape
 
 OPSET, IR_VERSION = 17, 9
@@ -60,7 +60,7 @@ def _parameters(shape: Shape, weights: Mapping[str, Array], layer: int) -> dict[
     """W (D,G*H,I), R (D,G*H,H), B (D,2*G*H) of a layer, in ONNX's order of gates."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     own = [weights[name + suffix] for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: shape.D] for name in names]
-    arrays = rnnfast.onnx.parameters([torch.from_numpy(w) for w in own], shape.G, shape.D)
+    arrays = rnnfast._backends.onnx.parameters([torch.from_numpy(w) for w in own], shape.G, shape.D)
     return {f"{name}{layer}": array.numpy() for name, array in zip("WRB", arrays, strict=True)}
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 
 from rnnfast import modules
-from rnnfast.twins import Twin, torchs, twin_of
+from rnnfast._twins import Twin, torchs, twin_of
 
 _log = logging.getLogger("rnnfast")
 _OURS: dict[type[torch.nn.Module], type[Twin]] = {

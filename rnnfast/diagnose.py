@@ -26,8 +26,10 @@ from torch import Generator, Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.nn.modules.rnn import RNNBase
 
-from rnnfast import kernels, library, modules, ops
-from rnnfast.kernels import Inputs, Past, SomeInputs, SomeOutputs
+from rnnfast import modules
+from rnnfast._autograd import nodes
+from rnnfast._backends import cpu, schema
+from rnnfast._backends.cpu import Inputs, Past, SomeInputs, SomeOutputs
 from rnnfast.modules import LSTM, RNN
 
 if TYPE_CHECKING:
@@ -185,7 +187,7 @@ def _run(layer: RNNBase, closure: Callable[[], Any]) -> tuple[Any, Any]:
     outputs: list[Any] = []
     handle = layer.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
     try:
-        with torch.enable_grad(), ops.observed():
+        with torch.enable_grad(), nodes.observed():
             result = closure()
     finally:
         handle.remove()
@@ -193,7 +195,7 @@ def _run(layer: RNNBase, closure: Callable[[], Any]) -> tuple[Any, Any]:
         raise RuntimeError(f"closure() should call the layer once, it called it {len(outputs)} times")
     y = outputs[0].data if isinstance(outputs[0], nn.utils.rnn.PackedSequence) else outputs[0]
     node = y.grad_fn
-    while node is not None and not ops.is_forward_node(node):
+    while node is not None and not nodes.is_forward_node(node):
         node = node.next_functions[0][0] if node.next_functions else None  # a transpose, say
     if node is None:
         raise RuntimeError(
@@ -236,7 +238,7 @@ class _Sweep:
         weights = past.inputs.weights
         self.H, self.R = weights[0].size(0) // self.stack.gates, weights[1].size(1)
         self.each = len(weights) // (self.stack.L * self.stack.D)
-        dz, dc = library.kernels_for(past.y).sweep_back(past, cotangents)  # (L,D,N,G*H), (L,D,N,H)
+        dz, dc = schema.kernels_for(past.y).sweep_back(past, cotangents)  # (L,D,N,G*H), (L,D,N,H)
         self.packed = past.batch_sizes is not None
         device, sizes = past.y.device, past.batch_sizes
         sizes = torch.full((past.y.size(0),), past.y.size(1), device=device) if sizes is None else sizes.to(device)
@@ -515,7 +517,7 @@ def lyapunov(
         hx = (x.new_zeros(L, B, R), x.new_zeros(L, B, layer.hidden_size)) if lstm else x.new_zeros(L, B, R)
     state = list(hx) if isinstance(hx, tuple) else [hx]  # (L,B,R) and (L,B,H)
 
-    stack = kernels.Stack(ops.CELLS[layer.mode], L, 1, layer.bias)
+    stack = cpu.Stack(nodes.CELLS[layer.mode], L, 1, layer.bias)
     directions = torch.randn(B, size, k, dtype=torch.float64, device="cpu", generator=generator).to(x.device)
     directions = torch.linalg.qr(directions).Q
     total = torch.zeros(B, k, dtype=torch.float64, device=x.device)
@@ -542,7 +544,7 @@ def _weights(layer: RNNBase, x: Tensor) -> list[Tensor]:
 
 
 def _carry(
-    stack: kernels.Stack, weights: list[Tensor], x: Tensor, state: list[Tensor], directions: Tensor
+    stack: cpu.Stack, weights: list[Tensor], x: Tensor, state: list[Tensor], directions: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """The states (L,B,...) and k tangents of each, (B,S,k), after the steps of x (T,B*k,I). Copies of a sequence stand
     side by side, each with a tangent of its own."""
@@ -554,11 +556,11 @@ def _carry(
     ]  # (L,B*k,R) and (L,B*k,H)
     h0, *c0 = (s.repeat_interleave(k, dim=1) for s in state)
     inputs = Inputs(x, h0, c0[0] if c0 else None, weights)
-    outputs, reserve = library.kernels_for(inputs.x).forward(stack, inputs, None, None, keep=True)
+    outputs, reserve = schema.kernels_for(inputs.x).forward(stack, inputs, None, None, keep=True)
     assert reserve is not None
     past = Past(stack, inputs, None, None, outputs.y, reserve)
     h_dot, *c_dot = tangents
-    moved = library.kernels_for(past.y).tangent(
+    moved = schema.kernels_for(past.y).tangent(
         past, SomeInputs(None, h_dot, c_dot[0] if c_dot else None, [None] * len(weights))
     )
     ends = [outputs.h_n, *([] if outputs.c_n is None else [outputs.c_n])]

@@ -6,7 +6,8 @@ import platform
 
 import torch
 
-from rnnfast import _C, cuda
+from rnnfast import _C
+from rnnfast._backends import cuda
 from rnnfast._version import __version__
 
 

@@ -1,6 +1,6 @@
 """torch.nn's recurrent layers on rnnfast's kernels: same constructor, attributes, state_dict, results and errors.
 
-A layer looks at its input once, cheaply. What has a kernel and fits goes to `rnnfast.ops.recurrent`; everything else
+A layer looks at its input once, cheaply. What has a kernel and fits goes to `_autograd.op.recurrent`; everything else
 goes to the forward of the torch layer itself: it raises torch's own error for bad input, and computes with torch's
 operators what has no kernel (after one warning).
 
@@ -20,9 +20,10 @@ from torch.nn import LSTMCell, RNNCell
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import cuda, ops
+from rnnfast._autograd import nodes
+from rnnfast._backends import cuda
+from rnnfast._twins import Twin
 from rnnfast.fallback import FallbackWarning, warn_once
-from rnnfast.twins import Twin
 
 __all__ = ["LSTM", "RNN", "FallbackWarning", "LSTMCell", "RNNCell"]
 
@@ -39,7 +40,7 @@ def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
     """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
     autocast is left to torch, says so."""
     if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
-        if x.is_cpu and weight.is_cpu and x.dtype in ops.DTYPES:
+        if x.is_cpu and weight.is_cpu and x.dtype in nodes.DTYPES:
             return True
         if x.is_cuda and x.device == weight.device and x.dtype in cuda.DTYPES and cuda.is_built():
             return True
@@ -139,7 +140,7 @@ class _Layer(Twin, RNNBase):
         elif h0 is not None and order is not None:
             h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
         step = None if dtype is not None else self._step_by_torch(x, batch_sizes, h0, c0, weights)
-        y, h_n, c_n = step or ops.recurrent(
+        y, h_n, c_n = step or nodes.recurrent(
             self.mode,
             x,
             batch_sizes,
@@ -215,7 +216,7 @@ class _Layer(Twin, RNNBase):
         if torch.compiler.is_compiling():
             return self._step_by_cells(x, h0, c0, weights)
         run = _ELMAN.get(self.mode)
-        if run is None or self.num_layers > 1 or self.bidirectional or not ops.leaves_mere_graph((x, h0, *weights)):
+        if run is None or self.num_layers > 1 or self.bidirectional or not nodes.leaves_mere_graph((x, h0, *weights)):
             return None
         rows = x if batch_sizes is None else x.unsqueeze(0)
         h0 = rows.new_zeros((1, rows.size(1), self.hidden_size)) if h0 is None else h0

@@ -1,7 +1,7 @@
 """One table of cases for every check of correctness, and the helpers that run a case.
 
 A `Case` is one choice of cell, sizes and options. `make_inputs` draws its tensors from a seed; `run_module`
-and `run_torch` run it through a module, `run_op` through rnnfast.ops.recurrent, `run_reference` through the NumPy
+and `run_torch` run it through a module, `run_op` through `op.recurrent`, `run_reference` through the NumPy
 truth. Each returns the same dictionary from name to float64 array:
 
     y (T,B,D*R), (B,T,D*R) or packed (N,D*R)    h_n (L*D,B,R)    c_n (L*D,B,H), LSTM only
@@ -319,14 +319,14 @@ def run_torch(case: Case, inputs: Inputs) -> Results:
 
 
 def run_op(case: Case, inputs: Inputs, dropout: bool = False) -> Results:
-    """Run rnnfast.ops.recurrent, with the case's dropout masks if `dropout`. Not for batch_first."""
-    from rnnfast import ops
+    """Run rnnfast._autograd.nodes.recurrent, with the case's dropout masks if `dropout`. Not for batch_first."""
+    from rnnfast._autograd import nodes
 
     leaves = {"x": inputs.x, "h0": inputs.h0, "c0": inputs.c0} | inputs.weights
     leaves = {name: a.detach().requires_grad_() for name, a in leaves.items() if a is not None}
     sort, unsort = _batch_order(inputs)
     states = (leaves[name][:, sort] if name in leaves else None for name in ("h0", "c0"))
-    y, h_n, c_n = ops.recurrent(
+    y, h_n, c_n = nodes.recurrent(
         case.mode,
         leaves["x"],
         None if inputs.packed is None else inputs.packed.batch_sizes,

@@ -17,7 +17,8 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
-from rnnfast import kernels, library, ops
+from rnnfast._autograd import nodes
+from rnnfast._backends import cpu, schema
 
 EXAMPLES = [
     Case("LSTM", T=5, B=3, I=3, H=6, L=2, D=2),
@@ -218,7 +219,7 @@ class Wanted(list):
 
 @pytest.fixture
 def wanted(monkeypatch) -> Wanted:
-    calls, backward = Wanted(), kernels.backward
+    calls, backward = Wanted(), cpu.backward
 
     def spy(past, cotangents, wanted, groups=1):
         grads = backward(past, cotangents, wanted, groups)
@@ -228,7 +229,7 @@ def wanted(monkeypatch) -> Wanted:
         calls.append([k for k, want in enumerate(wanted) if want])
         return grads
 
-    monkeypatch.setattr(library.kernels, "backward", spy)
+    monkeypatch.setattr(schema.cpu, "backward", spy)
     return calls
 
 
@@ -358,8 +359,8 @@ class Classifier(nn.Sequential):
 
 @pytest.fixture
 def kernel_calls(monkeypatch) -> list[torch.Size]:
-    calls, recurrent = [], ops.recurrent
-    monkeypatch.setattr(ops, "recurrent", lambda mode, x, *rest: calls.append(x.shape) or recurrent(mode, x, *rest))
+    calls, recurrent = [], nodes.recurrent
+    monkeypatch.setattr(nodes, "recurrent", lambda mode, x, *rest: calls.append(x.shape) or recurrent(mode, x, *rest))
     return calls
 
 

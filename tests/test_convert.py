@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import rnnfast
-from rnnfast import ops
+from rnnfast._autograd import nodes
 
 TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN}
 every_layer = pytest.mark.parametrize("kind", TWINS, ids=lambda kind: kind.__name__)
@@ -139,8 +139,8 @@ def test_the_model_keeps_everything_else() -> None:
 
 def test_results_and_gradients(x: Tensor, monkeypatch) -> None:
     """In training with dropout, from one seed: torch's to rounding when converted, to the last bit when reverted."""
-    calls, recurrent = [], ops.recurrent
-    monkeypatch.setattr(ops, "recurrent", lambda *args: calls.append(args[0]) or recurrent(*args))
+    calls, recurrent = [], nodes.recurrent
+    monkeypatch.setattr(nodes, "recurrent", lambda *args: calls.append(args[0]) or recurrent(*args))
 
     def run(m: Model) -> list[Tensor]:
         torch.manual_seed(2)

@@ -1,6 +1,6 @@
 """rnnfast on a GPU: what the tests of the CPU ask for, kernel by kernel. Skipped where there is none.
 
-The order is that in which to look for an error: rnnfast.cuda with composite sweeps, then `steps`, which is plain, then
+The order is that in which to look for an error: cuda.py with composite sweeps, then `steps`, which is plain, then
 the persistent kernels against the same cases.
 """
 
@@ -26,7 +26,7 @@ from cases import (
 )
 
 import rnnfast
-from rnnfast import cuda
+from rnnfast._backends import cuda
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -1,6 +1,6 @@
-"""rnnfast.cuda on tensors of the CPU, where plain torch stands in for the extension: everything but the kernels.
+"""cuda.py on tensors of the CPU, where plain torch stands in for the extension: everything but the kernels.
 
-One layer's sweeps are `rnnfast.composite`, the contract of the CUDA kernels; what is tested is how `rnnfast.cuda` cuts
+One layer's sweeps are `composite.py`, the contract of the CUDA kernels; what is tested is how `cuda.py` cuts
 a stack into layers, what it keeps, and every gradient, against the NumPy reference and the kernels of the CPU.
 """
 
@@ -35,8 +35,10 @@ from test_derivatives import EXAMPLES, K, assert_equal, layer_loss, leaves_of
 from torch.func import grad, jvp, vmap
 
 import rnnfast
-from rnnfast import cuda, kernels, library, modules, ops
-from rnnfast.kernels import Past, SomeInputs, SomeOutputs, Stack
+from rnnfast import modules
+from rnnfast._autograd import nodes
+from rnnfast._backends import cpu, cuda, schema
+from rnnfast._backends.cpu import Past, SomeInputs, SomeOutputs, Stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, on how it runs them
 
@@ -46,13 +48,13 @@ SOME = GRID[::3] + SIZES[::5] + LARGE  # every option, and sizes of each kind
 @pytest.fixture(autouse=True)
 def through_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the CPU take the way of tensors on a GPU."""
-    monkeypatch.setattr(library, "kernels_for", lambda x: cuda)
+    monkeypatch.setattr(schema, "kernels_for", lambda x: cuda)
     monkeypatch.setattr(modules._Layer, "_step_by_torch", lambda *args: None)  # of the CPU's alone
     calls = []
     check = cuda._Call.__init__
     monkeypatch.setattr(cuda._Call, "__init__", lambda *args: calls.append(1) or check(*args))
     yield
-    assert calls, "the test never came to rnnfast.cuda"
+    assert calls, "the test never came to rnnfast._backends.cuda"
 
 
 @pytest.mark.parametrize("case", CASES[::2] + LONG[3:], ids=lambda case: case.id)
@@ -91,20 +93,20 @@ def test_16_bit(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
         assert error(a, truth[name]) <= 16 * torch.finfo(dtype).eps * scale(truth[name]), name
 
 
-# --- the way of each function of rnnfast.kernels, beside the same on the CPU ------------------------------------------
+# --- the way of each function of cpu.py, beside the same on the CPU ---------------------------------------------------
 
 
 def past_by(functions: ModuleType, case: Case, inputs: Inputs) -> Past:
-    """A forward pass by rnnfast.kernels or rnnfast.cuda."""
-    stack = Stack(ops.CELLS[case.mode], case.L, case.D, case.bias)
-    given = kernels.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
+    """A forward pass by rnnfast._backends.cpu or rnnfast._backends.cuda."""
+    stack = Stack(nodes.CELLS[case.mode], case.L, case.D, case.bias)
+    given = cpu.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
     batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
     call = stack, given, batch_sizes, inputs.dropout_masks
     outputs, reserve = functions.forward(*call, True)
     return Past(*call, outputs.y, reserve)
 
 
-def _like(some: kernels.Inputs, seed: int = 1) -> SomeInputs:
+def _like(some: cpu.Inputs, seed: int = 1) -> SomeInputs:
     torch.manual_seed(seed)
     x, h0, c0, *weights = (None if t is None else torch.randn_like(t) for t in some.flat())
     return SomeInputs(x, h0, c0, weights)
@@ -131,16 +133,15 @@ all_options = pytest.mark.parametrize("case", ALL_OPTIONS, ids=lambda case: case
 @pytest.mark.parametrize("groups", [1, 2])
 def test_backward_and_second(case: Case, groups: int) -> None:
     inputs = make_inputs(case)
-    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    pasts = past_by(cpu, case, inputs), past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
     other = SomeOutputs(inputs.dy.cos(), None, None)
     along, flat = _like(pasts[0].inputs), pasts[0].inputs.flat()
     wanted = [t is not None for t in flat]
-    want, got = (f.backward(p, cotangents, wanted, groups) for f, p in zip((kernels, cuda), pasts, strict=True))
+    want, got = (f.backward(p, cotangents, wanted, groups) for f, p in zip((cpu, cuda), pasts, strict=True))
     assert_same(got.flat(), want.flat())
     want, got = (
-        f.second(p, along, cotangents, other, wanted, wanted, groups)
-        for f, p in zip((kernels, cuda), pasts, strict=True)
+        f.second(p, along, cotangents, other, wanted, wanted, groups) for f, p in zip((cpu, cuda), pasts, strict=True)
     )
     assert_same(got[0], want[0])
     assert_same(got[1].flat(), want[1].flat())
@@ -150,14 +151,14 @@ def test_backward_and_second(case: Case, groups: int) -> None:
 @all_options
 def test_tangents_and_what_a_sweep_carries(case: Case) -> None:
     inputs = make_inputs(case)
-    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    pasts = past_by(cpu, case, inputs), past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, None, inputs.dc_n)
     along = _like(pasts[0].inputs)
     shape = case.L, case.D, pasts[0].y.flatten(0, -2).shape[0], case.G, case.H
     dz = torch.randn(shape, dtype=torch.float64)
     wanted = [t is not None for t in pasts[0].inputs.flat()]
     results = []
-    for f, past in zip((kernels, cuda), pasts, strict=True):
+    for f, past in zip((cpu, cuda), pasts, strict=True):
         z = torch.empty(shape, dtype=torch.float64)
         tangents = f.tangent(past, along, z)
         results.append(
@@ -234,8 +235,8 @@ class _CudnnOnCpu:
         assert flat.data_ptr() == weights[0].data_ptr()
         stack, batch_sizes = self._read(weights, per, *options)
         assert (cx is not None) == stack.lstm
-        inputs = kernels.Inputs(x, hx, cx, list(weights))
-        outputs, reserve = kernels.forward(stack, inputs, batch_sizes, None, True)
+        inputs = cpu.Inputs(x, hx, cx, list(weights))
+        outputs, reserve = cpu.forward(stack, inputs, batch_sizes, None, True)
         self.pasts.append(Past(stack, inputs, batch_sizes, None, outputs.y, reserve))
         c_n = x.new_empty(0) if outputs.c_n is None else outputs.c_n
         number = torch.tensor([len(self.pasts) - 1], dtype=torch.uint8)
@@ -248,7 +249,7 @@ class _CudnnOnCpu:
         assert self._read(weights, per, *options)[0] == past.stack and options[6]  # train
         torch.testing.assert_close(y, past.y, rtol=0, atol=0)
         wanted = [True, past.inputs.h0 is not None, past.inputs.c0 is not None, *[mask[3]] * len(weights)]
-        dx, dh0, dc0, *dw = kernels.backward(past, SomeOutputs(dy, dh_n, dc_n), wanted).flat()
+        dx, dh0, dc0, *dw = cpu.backward(past, SomeOutputs(dy, dh_n, dc_n), wanted).flat()
         return dx, dh0, x.new_empty(0) if dc0 is None else dc0, dw if mask[3] else []
 
     @staticmethod
@@ -294,7 +295,7 @@ def test_cudnns_results_and_gradients(cudnn: _CudnnOnCpu, case: Case) -> None:
 def test_all_else_after_cudnn(cudnn: _CudnnOnCpu, case: Case) -> None:
     """What cuDNN has not: each function of a past whose reserve is cuDNN's."""
     inputs = make_inputs(case)
-    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    pasts = past_by(cpu, case, inputs), past_by(cuda, case, inputs)
     assert pasts[1].reserve.dtype == torch.uint8
     cotangents = SomeOutputs(inputs.dy, inputs.dh_n, None)
     dz = torch.randn(case.L, case.D, pasts[0].y.flatten(0, -2).shape[0], case.G, case.H, dtype=torch.float64)
@@ -308,7 +309,7 @@ def test_all_else_after_cudnn(cudnn: _CudnnOnCpu, case: Case) -> None:
             *f.backward(past, cotangents, wanted, z_cotangent=dz).flat(),
             *f.backward(past, SomeOutputs(None, None, None), wanted).flat(),
         ]
-        for f, past in zip((kernels, cuda), pasts, strict=True)
+        for f, past in zip((cpu, cuda), pasts, strict=True)
     ]
     assert_same(results[1], results[0])
 
@@ -322,7 +323,7 @@ def test_double_backward_and_each_samples_gradient_after_cudnn(cudnn: _CudnnOnCp
 def test_compiled_calls_have_a_reserve_as_the_fake_says(cudnn: _CudnnOnCpu) -> None:
     case = BY_CUDNN[0]
     inputs = make_inputs(case)
-    stack = Stack(ops.CELLS[case.mode], case.L, case.D, case.bias)
+    stack = Stack(nodes.CELLS[case.mode], case.L, case.D, case.bias)
     given = inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values())
     outputs = torch.ops.rnnfast.forward(*stack, *given, None, None, True)
     assert outputs[-1].dtype == torch.float64 and not cudnn.pasts
@@ -336,7 +337,7 @@ def test_bad_input_says_what_was_expected() -> None:
     x = torch.randn(4, 2, 3, dtype=torch.float64)
 
     def run(x=x, h0=None, c0=None, weights=weights, batch_sizes=None):
-        return ops.recurrent("LSTM", x, batch_sizes, h0, c0, weights, 1, False, True)
+        return nodes.recurrent("LSTM", x, batch_sizes, h0, c0, weights, 1, False, True)
 
     with pytest.raises(RuntimeError, match=r"h0: expected shape \(1, 2, 6\), got \(2, 6\)"):
         run(h0=torch.randn(2, 6, dtype=torch.float64))
@@ -355,7 +356,7 @@ def test_bad_input_says_what_was_expected() -> None:
 def test_without_extension_the_error_names_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda.forward(
         Stack(0, 1, 1, False),
-        kernels.Inputs(torch.zeros(1, 1, 1), None, None, [torch.zeros(1, 1)] * 2),
+        cpu.Inputs(torch.zeros(1, 1, 1), None, None, [torch.zeros(1, 1)] * 2),
         None,
         None,
         False,

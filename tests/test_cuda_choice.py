@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rnnfast import cuda
+from rnnfast._backends import cuda
 
 
 class _Plans:

@@ -1,5 +1,5 @@
 """The CUDA kernels' own source, run on the CPU: csrc/tests/emulated_device.h makes each thread of a GPU a thread of
-the CPU, tensor cores follow the tables of the PTX ISA. Bindings, plans and rnnfast.cuda are those of a GPU.
+the CPU, tensor cores follow the tables of the PTX ISA. Bindings, plans and rnnfast._backends.cuda are those of a GPU.
 
 Compiled with g++ when the tests begin. What this cannot show: what nvcc makes of the source (test_cuda_build.py), and
 what a GPU makes of that (test_cuda.py).
@@ -33,8 +33,8 @@ from cases import (
 )
 from test_cuda_by_composite import assert_same, past_by
 
-from rnnfast import cuda, kernels, library
-from rnnfast.kernels import SomeOutputs
+from rnnfast._backends import cpu, cuda, schema
+from rnnfast._backends.cpu import SomeOutputs
 
 pybind11 = pytest.importorskip("pybind11", reason="building the emulated module needs pybind11")
 if shutil.which("g++") is None:
@@ -87,7 +87,7 @@ def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callab
     """Tensors of the CPU go to the emulated card, to a kernel by its name."""
     extension = _Emulated(emulated)
     extension.used = []
-    monkeypatch.setattr(library, "kernels_for", lambda x: cuda)
+    monkeypatch.setattr(schema, "kernels_for", lambda x: cuda)
     monkeypatch.setattr(cuda, "_sweeps_for", lambda x: extension)
     monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._NUMBERS[dtype])
     float32_products(monkeypatch)
@@ -180,13 +180,13 @@ def test_sweep_back_and_z_cotangents(on_emulated) -> None:
     on_emulated("steps")
     case = SIZES[1]
     inputs = make_inputs(case)
-    pasts = past_by(kernels, case, inputs), past_by(cuda, case, inputs)
+    pasts = past_by(cpu, case, inputs), past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, None, inputs.dc_n)
     wanted = [t is not None for t in pasts[0].inputs.flat()]
     dz = torch.randn(case.L, case.D, len(inputs.x), case.G, case.H, dtype=torch.float64)
     want, got = (
         [*f.sweep_back(past, cotangents), *f.backward(past, cotangents, wanted, z_cotangent=dz).flat()]
-        for f, past in zip((kernels, cuda), pasts, strict=True)
+        for f, past in zip((cpu, cuda), pasts, strict=True)
     )
     assert_same(got, want)
 

@@ -13,7 +13,9 @@ from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import rnnfast
-from rnnfast import composite, fallback, kernels, ops
+from rnnfast import fallback
+from rnnfast._autograd import nodes
+from rnnfast._backends import composite, cpu
 
 # relu has no second derivative where finite differences look across its bend
 SMOOTH_CASES = [case for case in GRADCHECK_CASES if case.mode != "RNN_RELU"]
@@ -171,7 +173,7 @@ def test_forward_mode_alone(case: Case, moved: tuple[int, ...], monkeypatch) -> 
 
     values[-1].requires_grad_()  # so that a graph is recorded, and the tangents are those of a finished pass
     want = [tuple(t.detach() for t in some) for some in jvp(function, at, along)]
-    monkeypatch.delattr(kernels, "tangent")  # not to be called
+    monkeypatch.delattr(cpu, "tangent")  # not to be called
     with torch.no_grad():
         assert_equal(sum(jvp(function, at, along), ()), sum(want, ()))
         with forward_ad.dual_level():
@@ -422,7 +424,7 @@ K = 5  # samples or models
 
 
 def layer_loss(weights: tuple[torch.Tensor, ...], x: torch.Tensor) -> torch.Tensor:
-    return ops.recurrent("LSTM", x, None, None, None, list(weights), 2, True, True)[0].sin().sum()
+    return nodes.recurrent("LSTM", x, None, None, None, list(weights), 2, True, True)[0].sin().sum()
 
 
 @pytest.fixture
@@ -443,7 +445,7 @@ def test_per_sample_gradients_of_packed_sequences(weights) -> None:
     x = torch.randn(K, 7, 3, dtype=torch.float64)
 
     def loss(weights, x):
-        y, h_n, _ = ops.recurrent("LSTM", x, batch_sizes, None, None, list(weights), 2, True, True)
+        y, h_n, _ = nodes.recurrent("LSTM", x, batch_sizes, None, None, list(weights), 2, True, True)
         return y.sin().sum() + h_n.cos().sum()
 
     got = vmap(grad(loss), in_dims=(None, 0))(weights, x)
@@ -479,7 +481,7 @@ def test_nested_vmap_and_gradient_of_per_sample_gradients(weights) -> None:
 def test_lengths_cannot_be_mapped(weights) -> None:
     x = torch.randn(3, 1, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="lengths must be shared"):
-        vmap(lambda n: ops.recurrent("LSTM", x[:, 0], n, None, None, list(weights), 2, True, True)[0])(
+        vmap(lambda n: nodes.recurrent("LSTM", x[:, 0], n, None, None, list(weights), 2, True, True)[0])(
             torch.ones(2, 3, dtype=torch.int64)
         )
 
@@ -492,9 +494,9 @@ def test_opcheck(mode: str, lengths: tuple[int, ...] | None) -> None:
     inputs = make_inputs(case)
     weights = list(inputs.weights.values())
     batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
-    stack = kernels.Stack(ops.CELLS[mode], case.L, case.D, case.bias)
-    given = kernels.Inputs(inputs.x, inputs.h0, inputs.c0, weights)
-    outputs, reserve = kernels.forward(stack, given, batch_sizes, None, keep=True)
+    stack = cpu.Stack(nodes.CELLS[mode], case.L, case.D, case.bias)
+    given = cpu.Inputs(inputs.x, inputs.h0, inputs.c0, weights)
+    outputs, reserve = cpu.forward(stack, given, batch_sizes, None, keep=True)
     call = (*stack, *given, batch_sizes, None)
     past = (*call, outputs.y, reserve)
     cotangents = (inputs.dy, inputs.dh_n, inputs.dc_n)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
-from rnnfast import ops
+from rnnfast._autograd import nodes
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -80,13 +80,13 @@ def assert_same_everywhere(model: nn.Module) -> None:
 
 def kernel_calls() -> list[type]:
     """From now on, the type of the first weight of every call of the kernels."""
-    calls, recurrent = [], ops.recurrent
+    calls, recurrent = [], nodes.recurrent
 
     def spy(mode, x, batch_sizes, h0, c0, weights, *rest):
         calls.append(type(weights[0]))
         return recurrent(mode, x, batch_sizes, h0, c0, weights, *rest)
 
-    ops.recurrent = spy
+    nodes.recurrent = spy
     return calls
 
 

@@ -1,4 +1,4 @@
-"""rnnfast.ops.recurrent against finite differences in float64, with every choice of what needs a gradient."""
+"""op.recurrent against finite differences in float64, with every choice of what needs a gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import GRADCHECK_CASES, Case, Inputs, make_inputs
 
-from rnnfast import ops
+from rnnfast._autograd import nodes
 
 
 def op_of(case: Case, inputs: Inputs) -> tuple[dict[str, torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
@@ -18,7 +18,7 @@ def op_of(case: Case, inputs: Inputs) -> tuple[dict[str, torch.Tensor], Callable
 
     def op(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(leaves, values, strict=True))
-        outputs = ops.recurrent(
+        outputs = nodes.recurrent(
             case.mode,
             given["x"],
             None if inputs.packed is None else inputs.packed.batch_sizes,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
-from rnnfast import linear
+from rnnfast._autograd import recorded
 from rnnfast.optim import GaussNewton, HessianFree, hessian_free
 
 T, B, I, H, O = 5, 3, 2, 4, 3  # noqa: E741
@@ -219,16 +219,16 @@ def test_structural_damping_is_the_martens_sutskever_term():
 def test_recorded_states_are_the_arcsine():
     model, forward, _ = problem("lstm deep")
     x = forward.x
-    with linear.recording() as calls:
-        recorded = model.rnn(x)
+    with recorded.recording() as calls:
+        result = model.rnn(x)
     (s, sequences), (y, (h_n, c_n)) = calls[0], model.rnn(x)
     z = plain_slopes_and_z(model.rnn, dict(model.rnn.named_parameters()), x)[0]
     i, f, g, o = z.unbind(3)
     expected = [(2 * i.sigmoid() - 1).arcsin(), (2 * f.sigmoid() - 1).arcsin(), g.tanh().arcsin()]
     expected = torch.stack([*expected, (2 * o.sigmoid() - 1).arcsin()], dim=3)
     assert sequences == B and s.sub(expected.reshape(s.shape)).abs().max() < 1e-13
-    assert torch.equal(recorded[0], y) and torch.equal(recorded[1][0], h_n) and torch.equal(recorded[1][1], c_n)
-    assert not linear.is_recording()
+    assert torch.equal(result[0], y) and torch.equal(result[1][0], h_n) and torch.equal(result[1][1], c_n)
+    assert not recorded.is_recording()
 
 
 def test_saturated_units_are_finite():

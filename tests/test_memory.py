@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import rnnfast
-from rnnfast import memory
+from rnnfast._backends import memory
 
 SIZES = {"small": (2, 3, 4, 5), "large": (2, 600, 130, 130)}  # T, B, I, H; from 256 KB on memory is kept
 

@@ -25,7 +25,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import fallback, modules, ops
+from rnnfast import fallback, modules
+from rnnfast._autograd import nodes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections"),  # torch's, on how it runs them
@@ -51,13 +52,13 @@ def one_thread() -> None:
 
 @pytest.fixture
 def kernel_calls(monkeypatch) -> Calls:
-    calls, recurrent = Calls(), ops.recurrent
+    calls, recurrent = Calls(), nodes.recurrent
 
     def spy(mode, x, *rest):
         calls.append(x.shape)
         return recurrent(mode, x, *rest)
 
-    monkeypatch.setattr(ops, "recurrent", spy)
+    monkeypatch.setattr(nodes, "recurrent", spy)
     return calls
 
 

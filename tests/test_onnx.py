@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 import rnnfast
-import rnnfast.onnx
+import rnnfast._backends.onnx
 
 I, H, P = 5, 8, 3  # noqa: E741
 ANY = torch.export.Dim.DYNAMIC
@@ -159,10 +159,10 @@ def test_operators_of_the_program() -> None:
     """torch.library.opcheck of what stands for ONNX's operators: schema, fake tensors, symbolic sizes."""
     lstm, rnn, (x, state) = rnnfast.LSTM(I, H, bidirectional=True), rnnfast.RNN(I, H, bias=False), inputs(4, 3)
     how = {"direction": "bidirectional", "hidden_size": H}
-    weights = rnnfast.onnx.parameters([w.detach() for w in lstm.parameters()], 4, 2)
+    weights = rnnfast._backends.onnx.parameters([w.detach() for w in lstm.parameters()], 4, 2)
     torch.library.opcheck(torch.ops.onnx.LSTM.opset14, (x, *weights, None, state[:2], state[2:]), how)
     how = {"direction": "forward", "hidden_size": H, "activations": ["Relu"]}
-    weights = rnnfast.onnx.parameters([w.detach() for w in rnn.parameters()], 1, 1)
+    weights = rnnfast._backends.onnx.parameters([w.detach() for w in rnn.parameters()], 1, 1)
     torch.library.opcheck(torch.ops.onnx.RNN.opset14, (x, *weights, None, None), how)
 
 

@@ -34,7 +34,9 @@ from cases import (
 from torch.utils.data import DataLoader, Dataset
 
 import rnnfast
-from rnnfast import _C, kernels, ops
+from rnnfast import _C
+from rnnfast._autograd import nodes
+from rnnfast._backends import cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, on how it runs them
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -119,9 +121,9 @@ def test_without_the_exchange_api(case: Case, monkeypatch) -> None:
             return None
 
     with monkeypatch.context() as patched:
-        patched.setattr(kernels._C, "Layout", lambda *_: Blind())
-        for cached in (kernels._shapes, kernels._kept_arrays):
-            patched.setattr(kernels, cached.__name__, cached.__wrapped__)
+        patched.setattr(cpu._C, "Layout", lambda *_: Blind())
+        for cached in (cpu._shapes, cpu._kept_arrays):
+            patched.setattr(cpu, cached.__name__, cached.__wrapped__)
         got = run_module(rnnfast, case, inputs)
     assert_same(got, expected)
 
@@ -527,10 +529,10 @@ def test_bad_sizes(x: tuple[int, ...], batch_sizes: list[int] | None, message: s
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes, dtype=torch.int64)
     weights = [torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16)]
     with pytest.raises(RuntimeError, match=message):
-        ops.recurrent("LSTM", torch.randn(x), sizes, None, None, weights, 1, False, True)
+        nodes.recurrent("LSTM", torch.randn(x), sizes, None, None, weights, 1, False, True)
 
 
 def test_empty_batch() -> None:
     weights = [torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16)]
-    y, h_n, c_n = ops.recurrent("LSTM", torch.randn(5, 0, 3), None, None, None, weights, 1, False, True)
+    y, h_n, c_n = nodes.recurrent("LSTM", torch.randn(5, 0, 3), None, None, None, weights, 1, False, True)
     assert (y.shape, h_n.shape, c_n.shape) == ((5, 0, 4), (1, 0, 4), (1, 0, 4))

@@ -1,5 +1,5 @@
 """What looks at a model while it runs: dispatch modes, profilers, functionalization, tracing. They see the ops of
-rnnfast.library, in derivatives too, and change no result."""
+rnnfast._backends.schema, in derivatives too, and change no result."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_graph_of_second_derivatives(mode: str, layer: rnnfast.LSTM, x: Tensor) 
     def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         weights = [w.detach().requires_grad_() for w in weights]
         x = x.detach().requires_grad_()
-        y = rnnfast.ops.recurrent("LSTM", x, None, None, None, weights, 2, False, True)[0]
+        y = rnnfast._autograd.nodes.recurrent("LSTM", x, None, None, None, weights, 2, False, True)[0]
         (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         return torch.autograd.grad(g.square().sum(), weights)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import rnnfast
-from rnnfast import ops
+from rnnfast._autograd import nodes
 
 TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN}
 
@@ -56,8 +56,8 @@ def given() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """The modes of all calls of the kernels."""
-    modes, recurrent = [], ops.recurrent
-    monkeypatch.setattr(ops, "recurrent", lambda *args: modes.append(args[0]) or recurrent(*args))
+    modes, recurrent = [], nodes.recurrent
+    monkeypatch.setattr(nodes, "recurrent", lambda *args: modes.append(args[0]) or recurrent(*args))
     return modes
 
 

@@ -14,7 +14,7 @@ import time
 import torch
 
 import rnnfast
-from rnnfast import cuda
+from rnnfast._backends import cuda
 
 SIZES = {  # H, B, T: what fits the kernel, the first two small
     "steps": [(20, 3, 5), (64, 17, 9)],

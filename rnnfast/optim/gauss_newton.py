@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rnnfast import linear
+from rnnfast._autograd import recorded
 
 __all__ = ["GaussNewton"]
 
@@ -53,7 +53,7 @@ class GaussNewton:
     def __init__(self, forward: Forward, loss: Loss, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         with torch.enable_grad():
-            with linear.recording() as calls:
+            with recorded.recording() as calls:
                 outputs = forward()
             if not isinstance(outputs, Tensor):
                 raise TypeError(f"forward() should return a tensor, got {type(outputs).__name__}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from rnnfast import library
+from rnnfast._backends import schema
 from rnnfast.reservoir.bank import DTYPES, Bank, Inputs, Matrix
 from rnnfast.reservoir.guard import fork_safe, plain
 from rnnfast.reservoir.network import Network
@@ -114,7 +114,7 @@ class _States(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, *rest: Any) -> Tensor:
-        run = _run if x.is_cpu and not library.is_traced(x) else torch.ops.rnnfast.reservoir
+        run = _run if x.is_cpu and not schema.is_traced(x) else torch.ops.rnnfast.reservoir
         return run(x, *rest)
 
     @staticmethod
@@ -127,7 +127,7 @@ class _States(torch.autograd.Function):
         x, h0, w_in, w, h = ctx.saved_tensors
         a = ctx.leak
         recorded = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-        plainly = recorded or (dh.is_cpu and not library.is_traced(dh))  # the op has no derivative
+        plainly = recorded or (dh.is_cpu and not schema.is_traced(dh))  # the op has no derivative
         walk_back = _walk_back if plainly else torch.ops.rnnfast.reservoir_back
         with plain():
             before = torch.cat([h0[:, None], h[:, :-1]], 1)  # (B,T,H) h_{t-1}

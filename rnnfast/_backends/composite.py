@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast.kernels import Inputs, Outputs, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.cpu import Inputs, Outputs, SomeInputs, SomeOutputs, Stack
 
 
 class Sweep(NamedTuple):

@@ -1,8 +1,8 @@
 """The compiled kernels as functions of tensors: sizes are checked, outputs allocated, addresses passed.
 
-Nothing here knows autograd; `rnnfast.ops` builds derivatives from these four functions. Shapes are those of
-`rnnfast.ops.recurrent`; `past` is a finished forward pass, tangents are directions of the same shapes as what they
-belong to (None: zeros), and gradients that are not wanted are None.
+Nothing here knows autograd; `rnnfast._autograd` builds derivatives from these functions. Shapes are those of
+`rnnfast._autograd.op.recurrent`; `past` is a finished forward pass, tangents are directions of the same shapes as what
+they belong to (None: zeros), and gradients that are not wanted are None.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from rnnfast import _C, memory
+from rnnfast import _C
+from rnnfast._backends import memory
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 DTYPES = tuple(_SUFFIX)

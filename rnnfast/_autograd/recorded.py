@@ -3,7 +3,7 @@
 Curvature products multiply with the Jacobian J of a model and with its transpose hundreds of times at the same weights.
 Calls made within `recording` are nodes for that purpose: what they do to cotangents, J^T u, is one sweep of
 back-propagation through time, and differentiating that once more in u gives J v, one forward-mode sweep; both on what
-the forward pass kept. The weights are constants in it (the nodes of `rnnfast.ops` would add second derivatives).
+the forward pass kept. The weights are constants in it (the nodes of `nodes.py` would add second derivatives).
 
 A recorded call has one more output, s (L,D,N,G,H): every pre-activation z on the scale on which its nonlinearity a(z)
 bends the same everywhere,
@@ -23,8 +23,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from rnnfast import library
-from rnnfast.kernels import Inputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends import schema
+from rnnfast._backends.cpu import Inputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["is_recording", "record", "recording"]
 
@@ -86,8 +86,8 @@ class _Recorded(torch.autograd.Function):
     def forward(ctx, stack, batch_sizes, dropout, *flat):
         x, h0, c0, *weights = flat
         inputs = Inputs(x, h0, c0, weights)
-        outputs, reserve = library.kernels_for(inputs.x).forward(stack, inputs, batch_sizes, dropout, keep=True)
-        a = library.kernels_for(x).activations(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve))
+        outputs, reserve = schema.kernels_for(inputs.x).forward(stack, inputs, batch_sizes, dropout, keep=True)
+        a = schema.kernels_for(x).activations(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve))
         ctx.save_for_backward(_root_slope(stack, a), batch_sizes, dropout, outputs.y, reserve, *flat)
         ctx.stack = stack
         ctx.set_materialize_grads(False)
@@ -112,7 +112,7 @@ class _Pull(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         dy, dh_n, *dc_n, ds = cotangents
         dz = None if ds is None else root * ds
-        grads = library.kernels_for(past.y).backward(
+        grads = schema.kernels_for(past.y).backward(
             past, SomeOutputs(dy, dh_n, dc_n[0] if dc_n else None), wanted, z_cotangent=dz
         )
         return tuple(g for g, want in zip(grads.flat(), wanted, strict=True) if want)
@@ -123,7 +123,7 @@ class _Pull(torch.autograd.Function):
         given = iter(tangents)
         x, h0, c0, *weights = (next(given) if want else None for want in ctx.wanted)
         z = torch.empty_like(ctx.root, memory_format=torch.contiguous_format)
-        outputs = library.kernels_for(ctx.past.y).tangent(ctx.past, SomeInputs(x, h0, c0, weights), z_tangent=z)
+        outputs = schema.kernels_for(ctx.past.y).tangent(ctx.past, SomeInputs(x, h0, c0, weights), z_tangent=z)
         some = *(t for t in outputs if t is not None), z.mul_(ctx.root)
         needed = ctx.needs_input_grad[3:]
         return None, None, None, *(t if need else None for t, need in zip(some, needed, strict=True))

@@ -66,7 +66,7 @@ def _reserve_at(kinds: list[Kind]) -> int | None:
 
 def _forward_again(spec: Any, tensors: list, reserve: int) -> None:
     """Fills in y and the reserve for the inputs at hand."""
-    from rnnfast.ops import _Forward
+    from rnnfast._autograd.nodes import _Forward
 
     count = len(spec.wanted_plain)
     batch_sizes, dropout = tensors[:2]

@@ -1,8 +1,8 @@
-"""The functions of `rnnfast.kernels` for tensors on a GPU, with the same arguments, shapes and results.
+"""The functions of `rnnfast._backends.cpu` for tensors on a GPU, with the same arguments, shapes and results.
 
 One layer after the other, both directions side by side. What is a product of all rows is one product by torch (W_ih x
 before the time loop, weight gradients and dL/dx after it); the time loop is one call of a sweep, by the extension
-`rnnfast._cuda` (csrc/cuda) or by `rnnfast.composite`, which also takes tensors on the CPU: so all of this file but
+`rnnfast._cuda` (csrc/cuda) or by `composite.py`, which also takes tensors on the CPU: so all of this file but
 `_Extension` is tested without a GPU. Second derivatives and forward mode are composite. What cuDNN does faster than
 sweeps (`_is_cudnns`) is one call of cuDNN for the whole stack; everything else works the same after it.
 
@@ -33,9 +33,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast import _C, composite, kernels
-from rnnfast.composite import BackwardArrays, ForwardArrays, Sweep
-from rnnfast.kernels import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast import _C
+from rnnfast._backends import composite, cpu
+from rnnfast._backends.composite import BackwardArrays, ForwardArrays, Sweep
+from rnnfast._backends.cpu import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -70,8 +71,8 @@ class _Call:
         if x.dtype not in DTYPES:
             raise RuntimeError(f"input: expected one of {DTYPES}, got {x.dtype}")
         self.stack, self.like = stack, x
-        self.sizes = s = kernels._sizes(stack, inputs, batch_sizes)
-        self.shapes = kernels._shapes(s, x.dtype)
+        self.sizes = s = cpu._sizes(stack, inputs, batch_sizes)
+        self.shapes = cpu._shapes(s, x.dtype)
         flat = self.dense_inputs("", inputs.flat())
         assert flat[0] is not None
         self.x, self.h0, self.c0 = flat[0].view(s.N, s.I), flat[1], flat[2]
@@ -81,7 +82,7 @@ class _Call:
             self.dropout = self.dropout.view(stack.L - 1, s.N, stack.D * s.R)
         self.batch_sizes = self.offsets = None
         if batch_sizes is not None:
-            self.batch_sizes = kernels._dense("batch_sizes", batch_sizes, (s.T,), torch.int64)
+            self.batch_sizes = cpu._dense("batch_sizes", batch_sizes, (s.T,), torch.int64)
         address = 0 if self.batch_sizes is None else self.batch_sizes.data_ptr()
         rows = _C.Shape(stack.cell, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, address).rows  # checks them
         if rows != s.N:
@@ -104,7 +105,7 @@ class _Call:
             return tensor.clone()
         return tensor.resolve_neg().contiguous()
 
-    def _all_dense(self, what: str, arrays: kernels._Arrays, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def _all_dense(self, what: str, arrays: cpu._Arrays, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         triples = zip(arrays.names, tensors, arrays.shapes, strict=True)
         return [None if t is None else self.dense(what + name, t, shape) for name, t, shape in triples]
 
@@ -193,7 +194,7 @@ class _Kept:
 
 
 class _Composite:
-    """`rnnfast.composite`, in place of the extension."""
+    """`rnnfast._backends.composite`, in place of the extension."""
 
     @staticmethod
     def forward(s: Sweep, arrays: ForwardArrays) -> None:
@@ -423,7 +424,7 @@ def _by_sweeps(past: Past) -> Past:
 def forward(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
 ) -> tuple[Outputs, Tensor | None]:
-    """See kernels.forward; the reserve may be cuDNN's."""
+    """See cpu.forward; the reserve may be cuDNN's."""
     call = _Call(stack, inputs, batch_sizes, dropout)
     return _Cudnn(call).forward(keep) if _is_cudnns(call, keep) else _forward_by_sweeps(call, keep)
 
@@ -431,7 +432,7 @@ def forward(
 def forward_by_sweeps(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
 ) -> tuple[Outputs, Tensor | None]:
-    """See kernels.forward: the reserve is as large as on the CPU."""
+    """See cpu.forward: the reserve is as large as on the CPU."""
     return _forward_by_sweeps(_Call(stack, inputs, batch_sizes, dropout), keep)
 
 
@@ -439,7 +440,7 @@ def _forward_by_sweeps(call: _Call, keep: bool) -> tuple[Outputs, Tensor | None]
     stack = call.stack
     s, (_, L, D, _) = call.sizes, stack
     y, h_n, c_n = (call.empty(*shape) for shape in call.shapes.outputs.shapes)
-    reserve = call.empty(s.N * kernels.reserve_per_row(stack, s.H, s.P)) if keep else None
+    reserve = call.empty(s.N * cpu.reserve_per_row(stack, s.H, s.P)) if keep else None
     kept = _Kept(call, reserve)
     below = call.x  # (N,I) or (N,D*R)
     for layer in range(L):
@@ -480,7 +481,7 @@ def backward(
     groups: int = 1,
     z_cotangent: Tensor | None = None,
 ) -> SomeInputs:
-    """See kernels.backward."""
+    """See cpu.backward."""
     if _is_by_cudnn(past) and groups == 1 and z_cotangent is None and any(t is not None for t in cotangents):
         return _Cudnn(_Call(*past[:4])).backward(past, cotangents, wanted)
     sweep = _BackwardSweep(_by_sweeps(past), cotangents, z_cotangent)
@@ -492,7 +493,7 @@ def backward(
 
 
 def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
-    """See kernels.sweep_back."""
+    """See cpu.sweep_back."""
     sweep = _BackwardSweep(_by_sweeps(past), cotangents, None)
     call = sweep.call
     s, (_, L, D, _) = call.sizes, call.stack
@@ -508,7 +509,7 @@ def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | No
 
 
 def activations(past: Past) -> Tensor:
-    """See kernels.activations."""
+    """See cpu.activations."""
     past = _by_sweeps(past)
     call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
     s, (_, L, D, _), kept = call.sizes, past.stack, _Kept(call, past.reserve)
@@ -520,7 +521,7 @@ def activations(past: Past) -> Tensor:
 
 
 def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:
-    """See kernels.tangent."""
+    """See cpu.tangent."""
     call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
     x, h0, c0, *weights = call.dense_inputs("tangent of ", tangents.flat())
     with torch.no_grad():
@@ -541,7 +542,7 @@ def second(
     wanted_plain: Sequence[bool],
     groups: int = 1,
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
-    """See kernels.second."""
+    """See cpu.second."""
     if groups > 1:
         return _second_by_groups(past, tangents, first, plain, wanted_first, wanted_plain, groups)
     call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
@@ -599,7 +600,7 @@ def _second_by_groups(past, tangents, first, plain, wanted_first, wanted_plain, 
         cotangents = (SomeOutputs(*part.of(some)) for some in (first, plain))
         results.append(second(own, along, *cotangents, wanted_first, wanted_plain))
 
-    shapes = kernels._shapes(kernels._sizes(stack, inputs, batch_sizes), inputs.x.dtype)
+    shapes = cpu._shapes(cpu._sizes(stack, inputs, batch_sizes), inputs.x.dtype)
 
     def joined(some: Sequence[Sequence[Tensor | None]], shapes: Sequence[tuple[int, ...]]) -> list[Tensor | None]:
         whole = [None if t is None else t.new_empty(shape) for t, shape in zip(some[0], shapes, strict=True)]
@@ -640,7 +641,7 @@ class _BackwardSweep:
         self.call = call = _Call(past.stack, past.inputs, past.batch_sizes, past.dropout)
         s, stack = call.sizes, past.stack
         self.y = call.dense("y", past.y, call.shapes.outputs.shapes[0]).view(s.N, stack.D * s.R)
-        size = s.N * kernels.reserve_per_row(stack, s.H, s.P)
+        size = s.N * cpu.reserve_per_row(stack, s.H, s.P)
         self.kept = _Kept(call, call.dense("reserve", past.reserve, (size,)))
         dy, self.dh_n, self.dc_n = call.dense_outputs("gradient of ", cotangents)
         self.d_out = None if dy is None else dy.view(s.N, stack.D * s.R)  # of the layer that is next

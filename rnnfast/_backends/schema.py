@@ -3,7 +3,7 @@
 Calls that somebody traces (torch.compile, torch.export, fake tensors, a counter of flops or any other dispatch mode) go
 through the ops, others straight to `kernels_for` their device: for a single streaming step the way through the
 dispatcher would cost more than the step. The ops have no derivatives of their own; those are the business of
-`rnnfast.ops` alone.
+`rnnfast._autograd.nodes` alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch._C._profiler import _RecordFunctionFast
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.flop_counter import register_flop_formula
 
-from rnnfast import cuda, flops, kernels
-from rnnfast.kernels import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends import cpu, cuda, flops
+from rnnfast._backends.cpu import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 _library = torch.library.Library("rnnfast", "DEF")
 _STACK = "int cell, int layers, int directions, bool bias"
@@ -30,8 +30,8 @@ _TANGENTS = "Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot, Tensor?[] weights_do
 
 
 def kernels_for(x: Tensor) -> ModuleType:
-    """The functions of `rnnfast.kernels` for tensors on the device of x. Refuses no tensor; the functions do."""
-    return cuda if x.is_cuda else kernels
+    """The functions of `rnnfast._backends.cpu` for tensors on the device of x. Refuses no tensor; the functions do."""
+    return cuda if x.is_cuda else cpu
 
 
 def _cotangents(name: str) -> str:
@@ -84,7 +84,7 @@ def _directly(function: Callable[..., Any], x: Tensor, *args: Any) -> Any:
 
 def has_variants(x: Tensor) -> bool:
     """Are there `forward_dual`, `backward_kept`, `backward_bent` and `second_local` for tensors like x?"""
-    return kernels_for(x) is kernels and _is_plain(x)
+    return kernels_for(x) is cpu and _is_plain(x)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def has_variants(x: Tensor) -> bool:
 def forward(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
 ) -> tuple[Outputs, Tensor | None]:
-    """See kernels.forward."""
+    """See cpu.forward."""
     if not is_traced(inputs.x):
         return _directly(kernels_for(inputs.x).forward, inputs.x, stack, inputs, batch_sizes, dropout, keep)
     some = torch.ops.rnnfast.forward(*stack, *inputs, batch_sizes, dropout, keep)
@@ -123,7 +123,7 @@ def _outputs_fake(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> l
 def _forward_fake(*args):
     stack, inputs, batch_sizes, _ = _call(args[:10])
     outputs = _outputs_fake(stack, inputs, batch_sizes)
-    return [*outputs, *[_rows_fake(stack, inputs, kernels.reserve_per_row)] * args[10]]
+    return [*outputs, *[_rows_fake(stack, inputs, cpu.reserve_per_row)] * args[10]]
 
 
 def _rows_fake(stack: Stack, inputs: Inputs, per_row: Callable[[Stack, int, int], int]) -> Tensor:
@@ -137,9 +137,9 @@ def _rows_fake(stack: Stack, inputs: Inputs, per_row: Callable[[Stack, int, int]
 def forward_dual(
     stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, tangents: SomeInputs
 ) -> tuple[Outputs, Outputs]:
-    """See kernels.forward_dual."""
+    """See cpu.forward_dual."""
     if not is_traced(inputs.x):
-        return _directly(kernels.forward_dual, inputs.x, stack, inputs, batch_sizes, dropout, tangents)
+        return _directly(cpu.forward_dual, inputs.x, stack, inputs, batch_sizes, dropout, tangents)
     some = torch.ops.rnnfast.forward_dual(*stack, *inputs, batch_sizes, dropout, *tangents[:3])
     half = len(some) // 2
     return _outputs(some[:half]), _outputs(some[half:])
@@ -147,7 +147,7 @@ def forward_dual(
 
 def _forward_dual(*args):
     tangents = SomeInputs(*args[10:13], [None] * len(args[7]))
-    outputs, outputs_dot = kernels.forward_dual(*_call(args[:10]), tangents)
+    outputs, outputs_dot = cpu.forward_dual(*_call(args[:10]), tangents)
     return _present((*outputs, *outputs_dot))
 
 
@@ -159,7 +159,7 @@ def _forward_dual_fake(*args):
 
 
 def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
-    """See kernels.backward."""
+    """See cpu.backward."""
     if not is_traced(past.y):
         return _directly(kernels_for(past.y).backward, past.y, past, cotangents, wanted, groups)
     return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
@@ -180,34 +180,34 @@ def _backward_fake(*args):
 
 
 def backward_kept(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
-    """See kernels.backward_kept."""
+    """See cpu.backward_kept."""
     if not is_traced(past.y):
-        return _directly(kernels.backward_kept, past.y, past, cotangents, wanted)
+        return _directly(cpu.backward_kept, past.y, past, cotangents, wanted)
     *some, swept = torch.ops.rnnfast.backward_kept(*_flat(past), *cotangents, list(wanted))
     return _unflatten(wanted, some), swept
 
 
 def _backward_kept(*args):
     past = _past(args)
-    grads, swept = kernels.backward_kept(past, SomeOutputs(*args[12:15]), args[15])
-    kernels.clear_padding(past, swept)  # makes equal calls give equal outputs, as is expected of an op
+    grads, swept = cpu.backward_kept(past, SomeOutputs(*args[12:15]), args[15])
+    cpu.clear_padding(past, swept)  # makes equal calls give equal outputs, as is expected of an op
     return _present((*grads.flat(), swept))
 
 
 def _backward_kept_fake(*args):
     inputs = Inputs(*args[4:8])
-    return [*_gradients_fake(inputs, args[15], 1), _rows_fake(Stack(*args[:4]), inputs, kernels.swept_per_row)]
+    return [*_gradients_fake(inputs, args[15], 1), _rows_fake(Stack(*args[:4]), inputs, cpu.swept_per_row)]
 
 
 def backward_bent(past: Past, cotangents: SomeOutputs, reserve: Tensor, wanted: Any) -> SomeInputs:
-    """See kernels.backward_bent."""
+    """See cpu.backward_bent."""
     if not is_traced(past.y):
-        return _directly(kernels.backward_bent, past.y, past, cotangents, reserve, wanted)
+        return _directly(cpu.backward_bent, past.y, past, cotangents, reserve, wanted)
     return _unflatten(wanted, torch.ops.rnnfast.backward_bent(*_flat(past), *cotangents, reserve, list(wanted)))
 
 
 def _backward_bent(*args):
-    return _present(kernels.backward_bent(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
+    return _present(cpu.backward_bent(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
 
 
 def _backward_bent_fake(*args):
@@ -218,7 +218,7 @@ def _backward_bent_fake(*args):
 
 
 def tangent(past: Past, tangents: SomeInputs) -> Outputs:
-    """See kernels.tangent."""
+    """See cpu.tangent."""
     if not is_traced(past.y):
         return _directly(kernels_for(past.y).tangent, past.y, past, tangents)
     return _outputs(torch.ops.rnnfast.tangent(*_flat(past), *tangents))
@@ -245,7 +245,7 @@ def second(
     wanted_plain: Any,
     groups: int = 1,
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
-    """See kernels.second."""
+    """See cpu.second."""
     if not is_traced(past.y):
         return _directly(
             kernels_for(past.y).second, past.y, past, tangents, first, plain, wanted_first, wanted_plain, groups
@@ -256,19 +256,17 @@ def second(
     return outputs, _unflatten(wanted_first, some), _unflatten(wanted_plain, some)
 
 
-def second_local(
-    past: Past, swept: Tensor, tangents: SomeInputs, wanted: Any
-) -> tuple[Outputs, SomeInputs, kernels.Bend]:
-    """See kernels.second_local."""
+def second_local(past: Past, swept: Tensor, tangents: SomeInputs, wanted: Any) -> tuple[Outputs, SomeInputs, cpu.Bend]:
+    """See cpu.second_local."""
     if not is_traced(past.y):
-        return _directly(kernels.second_local, past.y, past, swept, tangents, wanted)
+        return _directly(cpu.second_local, past.y, past, swept, tangents, wanted)
     *some, y, reserve = torch.ops.rnnfast.second_local(*_flat(past), swept, *tangents, list(wanted))
     n = 3 if past.stack.lstm else 2
-    return _outputs(some[:n]), _unflatten(wanted, some[n:]), kernels.Bend(y, reserve)
+    return _outputs(some[:n]), _unflatten(wanted, some[n:]), cpu.Bend(y, reserve)
 
 
 def _second_local(*args):
-    outputs, grads, bend = kernels.second_local(_past(args), args[12], SomeInputs(*args[13:17]), args[17])
+    outputs, grads, bend = cpu.second_local(_past(args), args[12], SomeInputs(*args[13:17]), args[17])
     return _present((*outputs, *grads.flat(), *bend))
 
 
@@ -372,7 +370,7 @@ def _forward_recorded(mode, *args):
     with mode:
         if not torch.onnx.is_in_onnx_export():
             return torch.ops.rnnfast.forward.default._op_dk(DispatchKey.Python, *args)
-        from rnnfast import onnx  # defines ops of its own, which nobody else needs
+        from rnnfast._backends import onnx  # defines ops of its own, which nobody else needs
 
         reserve = [args[4].new_empty(0)] * args[10]  # for derivatives, which have no translation
         return [*_present(onnx.forward(*_call(args[:10]))), *reserve]

@@ -1,6 +1,6 @@
 """What `torch.onnx.export` makes of recurrent layers: ONNX's operators LSTM and RNN, one node for each layer.
 
-`forward` is traced in place of the op `rnnfast::forward` (see `rnnfast.library`); T and B may be symbols. ONNX has no
+`forward` is traced in place of the op `rnnfast::forward` (see `schema.py`); T and B may be symbols. ONNX has no
 projection, and ONNX Runtime no LSTM and RNN of float64 and bfloat16; there each direction of a layer is a Scan.
 
 Source: https://onnx.ai/onnx/operators/, LSTM, RNN and Scan.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
-from rnnfast import composite
-from rnnfast.kernels import Inputs, Outputs, Stack
+from rnnfast._backends import composite
+from rnnfast._backends.cpu import Inputs, Outputs, Stack
 
 __all__ = ["forward", "parameters"]
 

@@ -1,4 +1,4 @@
-"""What the ops of `rnnfast.library` count for `torch.utils.flop_counter`: 2 m n k for each matrix product.
+"""What the ops of `rnnfast._backends.schema` count for `torch.utils.flop_counter`: 2 m n k for each matrix product.
 
 A sweep, one layer in one direction, multiplies its rows with up to three weights, w_ih, w_hh and w_hr; each product
 takes 2 * rows * (numbers in the weight). Counted is what torch's operators take for the same derivative, product by
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast.kernels import Inputs, Stack
+from rnnfast._backends.cpu import Inputs, Stack
 
 Flags = Sequence[bool]  # of x, h0, c0 and each weight: has it a tangent, or a gradient that is wanted?
 

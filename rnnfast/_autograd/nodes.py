@@ -1,7 +1,7 @@
 """The recurrent op: what autograd sees of the kernels, what is saved, what is differentiable.
 
 One call runs a whole stack of layers and directions, and is one node of the graph. In eager mode the node is
-`_Forward`; its derivatives are nodes of their own, each one call of `rnnfast.kernels`:
+`_Forward`; its derivatives are nodes of their own, each one call of `rnnfast._backends.cpu`:
 
     _Forward   outputs(inputs)                               reverse: _Backward   forward mode: _Tangent
     _Backward  gradients(inputs, cotangents), linear in the latter   both modes: _Second; reverse also in two halves
@@ -9,7 +9,7 @@ One call runs a whole stack of layers and directions, and is one node of the gra
     _Second    second derivatives; the last that has a kernel
 
 Derivatives that have no kernel, those of _Second and of _Tangent along the inputs, are torch's own, of the same node
-written in torch's operators (`rnnfast.composite`); so they can be differentiated and transformed any number of times.
+written in torch's operators (`composite.py`); so they can be differentiated and transformed any number of times.
 
 Double backward goes through _Backward and through _Forward in any case, since cotangents come from outputs. So
 _Backward gives the gradients of its own arguments, of what _Forward gave and kept among them, and one pass of _Forward
@@ -20,7 +20,7 @@ Under vmap the mapped dimension joins the batch, and `groups` keeps the weight g
 torch's older vmap, too, which runs these nodes for torch.autograd.grad(is_grads_batched=True) and for
 torch.autograd.functional (vectorize=True). Dynamo (torch.compile) refuses a Function with a `jvp` of its own, so there
 the whole call is one opaque function of its graph, and AOTAutograd traces the nodes; what they call are the
-torch.library ops of `rnnfast.library`.
+torch.library ops of `rnnfast._backends.schema`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnnfast import composite, library, linear
-from rnnfast.batching import Kind, vmap_rule
+from rnnfast._autograd import recorded
+from rnnfast._autograd.vmap import Kind, vmap_rule
+from rnnfast._backends import composite, schema
+from rnnfast._backends.cpu import DTYPES, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 from rnnfast.fallback import warn_once
-from rnnfast.kernels import DTYPES, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["CELLS", "DTYPES", "recurrent"]
 
@@ -84,7 +85,7 @@ def recurrent(
     Args:
         mode: 'RNN_TANH', 'RNN_RELU' or 'LSTM'.
         x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any
-            strides; on a GPU also float16 and bfloat16 (`rnnfast.cuda`).
+            strides; on a GPU also float16 and bfloat16 (`rnnfast._backends.cuda`).
         batch_sizes: (T) int64 on the CPU, not increasing, as `PackedSequence.batch_sizes`; None: padded.
         h0: (L*D,B,R), R = P if projected else H; None: zeros.
         c0: (L*D,B,H), LSTM only; None: zeros.
@@ -108,14 +109,14 @@ def recurrent(
 
 def _recurrent(stack: Stack, x, batch_sizes, h0, c0, weights, dropout) -> tuple[Tensor, Tensor, Tensor | None]:
     inputs, transformed = Inputs(x, h0, c0, weights), _is_transformed()
-    if linear.is_recording() and not transformed and _any_requires_grad(inputs.flat()):
-        return linear.record(stack, inputs, batch_sizes, dropout)
+    if recorded.is_recording() and not transformed and _any_requires_grad(inputs.flat()):
+        return recorded.record(stack, inputs, batch_sizes, dropout)
     if transformed and (dual := _in_forward_mode_alone(stack, inputs, batch_sizes, dropout)):
         return dual
     if transformed or _any_requires_grad(inputs.flat()):
         y, h_n, *c_n, _ = _Forward.apply(stack, batch_sizes, dropout, *inputs.flat())
         return y, h_n, c_n[0] if c_n else None
-    outputs, _ = library.forward(stack, inputs, batch_sizes, dropout, keep=False)
+    outputs, _ = schema.forward(stack, inputs, batch_sizes, dropout, keep=False)
     return outputs.y, outputs.h_n, outputs.c_n
 
 
@@ -131,7 +132,7 @@ def _any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 def leaves_mere_graph(tensors: Iterable[Tensor | None]) -> bool:
     """Will a call with these tensors be recorded by autograd, and by nobody else?"""
-    return not (_is_transformed() or linear.is_recording() or _observed.get()) and _any_requires_grad(tensors)
+    return not (_is_transformed() or recorded.is_recording() or _observed.get()) and _any_requires_grad(tensors)
 
 
 @contextmanager
@@ -181,13 +182,13 @@ def _dual(stack: Stack, pairs: list[tuple[Any, Tensor | None]]) -> tuple[Outputs
     *flat, batch_sizes, dropout = (value for value, _ in pairs)
     inputs, tangents = _inputs(flat), _some_inputs(tangent for _, tangent in pairs[:-2])
     moved = _present(tangents.flat())
-    if not moved or not library.has_variants(inputs.x) or _any_requires_grad((*inputs.flat(), *moved)):
+    if not moved or not schema.has_variants(inputs.x) or _any_requires_grad((*inputs.flat(), *moved)):
         return None
     if _all_none(tangents.weights):
-        return library.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
-    outputs, reserve = library.forward(stack, inputs, batch_sizes, dropout, keep=True)
+        return schema.forward_dual(stack, inputs, batch_sizes, dropout, tangents)
+    outputs, reserve = schema.forward(stack, inputs, batch_sizes, dropout, keep=True)
     assert reserve is not None
-    return outputs, library.tangent(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve), tangents)
+    return outputs, schema.tangent(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve), tangents)
 
 
 class _Spec(NamedTuple):
@@ -486,7 +487,7 @@ def _tangents_by_composite(node: Any, spec: _Spec, saved: Any, tangents: Any) ->
 class _Forward(_Node):
     @staticmethod
     def forward(stack, batch_sizes, dropout, *inputs):
-        outputs, reserve = library.forward(stack, _inputs(inputs), batch_sizes, dropout, keep=True)
+        outputs, reserve = schema.forward(stack, _inputs(inputs), batch_sizes, dropout, keep=True)
         return *_present(outputs), reserve
 
     @staticmethod
@@ -509,14 +510,14 @@ class _Forward(_Node):
         cotangents = _some_outputs(ctx.stack, cotangents)
         batch_sizes, dropout, y, reserve, *inputs = ctx.saved_tensors
         if _is_recorded():
-            keep = reserve.requires_grad and not _is_transformed() and library.has_variants(y)
+            keep = reserve.requires_grad and not _is_transformed() and schema.has_variants(y)
             spec = _Spec(ctx.stack, wanted_plain=wanted, keep=keep)
             some = _Backward.apply(spec, batch_sizes, dropout, y, reserve, *cotangents, *inputs)
             return None, None, None, *_wanted(wanted, some)
         past = _past(ctx.stack, batch_sizes, dropout, y, reserve, inputs)
         if d_reserve is None:
-            return None, None, None, *library.backward(past, cotangents, wanted).flat()
-        return None, None, None, *library.backward_bent(past, cotangents, d_reserve, wanted).flat()
+            return None, None, None, *schema.backward(past, cotangents, wanted).flat()
+        return None, None, None, *schema.backward_bent(past, cotangents, d_reserve, wanted).flat()
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -544,9 +545,9 @@ class _Backward(_Node):
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, inputs)
         cotangents = SomeOutputs(dy, dh_n, dc_n)
         if spec.keep:
-            grads, swept = library.backward_kept(past, cotangents, spec.wanted_plain)
+            grads, swept = schema.backward_kept(past, cotangents, spec.wanted_plain)
             return *_only(spec.wanted_plain, grads.flat()), swept
-        grads = library.backward(past, cotangents, spec.wanted_plain, spec.groups)
+        grads = schema.backward(past, cotangents, spec.wanted_plain, spec.groups)
         return tuple(_only(spec.wanted_plain, grads.flat()))
 
     @staticmethod
@@ -586,7 +587,7 @@ class _Backward(_Node):
         spec, n = ctx.spec, len(tangents)
         *rest, swept = saved
         past = _past(spec.stack, *rest[:4], rest[-n:])
-        outputs, grads, bend = library.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
+        outputs, grads, bend = schema.second_local(past, swept, _some_inputs(tangents), ctx.needs_input_grad[8:])
         pairs = zip(outputs, ctx.needs_input_grad[5:8], strict=True)
         return None, None, None, *bend, *(g if want else None for g, want in pairs), *grads.flat()
 
@@ -617,7 +618,7 @@ class _Tangent(_Node):
     def forward(spec, batch_sizes, dropout, y, reserve, *both):
         n = len(spec.wanted_plain)
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
-        return _present(library.tangent(past, _some_inputs(both[:n])))
+        return _present(schema.tangent(past, _some_inputs(both[:n])))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -669,7 +670,7 @@ class _Second(_Node):
         n = len(spec.wanted_plain)
         past = _past(spec.stack, batch_sizes, dropout, y, reserve, both[n:])
         wanted = spec.wanted_first, spec.wanted_plain
-        outputs, *grads = library.second(past, _some_inputs(both[:n]), first, plain, *wanted, spec.groups)
+        outputs, *grads = schema.second(past, _some_inputs(both[:n]), first, plain, *wanted, spec.groups)
         return *_present(outputs), *_chosen(wanted, grads)
 
     @staticmethod
