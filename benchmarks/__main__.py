@@ -21,7 +21,7 @@ from benchmarks.grid import CELLS, DERIVATIVES, PRESETS, STEPS, Job
 from benchmarks.results import Row
 from benchmarks.run import run_job
 from benchmarks.steps import has_compiler
-from rnnfast._backends import cuda
+from rnnfast._backends import cuda_sweeps
 
 WIDTH = 130  # of tables that go to a file
 WITH_GOALS = ("derivatives", "full")
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no usable CUDA device (torch.cuda.is_available() is False)")
-    if options.device == "cuda" and not cuda.is_built():
+    if options.device == "cuda" and not cuda_sweeps.is_built():
         parser.error("--device cuda: this installation has no CUDA kernels; build it with RNNFAST_CUDA=on")
     if options.preset == "gpu" and options.device != "cuda":
         parser.error("--preset gpu: its 16-bit layers have kernels with --device cuda only")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 GATES = {"lstm": 4, "rnn": 1}
+MODES = {"lstm": "LSTM", "rnn": "RNN_TANH"}
 SHORTEST = 0.14  # of a packed batch, in units of T: lengths spread evenly from here to T fill 57 % of it
 
 
@@ -28,6 +29,11 @@ class Shape:
     @property
     def G(self) -> int:
         return GATES[self.cell]
+
+    @property
+    def mode(self) -> str:
+        """As torch's modules name the cell."""
+        return MODES[self.cell]
 
     @property
     def R(self) -> int:

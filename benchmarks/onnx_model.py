@@ -60,7 +60,7 @@ def _parameters(shape: Shape, weights: Mapping[str, Array], layer: int) -> dict[
     """W (D,G*H,I), R (D,G*H,H), B (D,2*G*H) of a layer, in ONNX's order of gates."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     own = [weights[name + suffix] for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: shape.D] for name in names]
-    arrays = rnnfast._backends.onnx.parameters([torch.from_numpy(w) for w in own], shape.G, shape.D)
+    arrays = rnnfast._backends.onnx.parameters([torch.from_numpy(w) for w in own], shape.mode, shape.D)
     return {f"{name}{layer}": array.numpy() for name, array in zip("WRB", arrays, strict=True)}
 
 

@@ -7,7 +7,7 @@ import platform
 import torch
 
 from rnnfast import _C
-from rnnfast._backends import cuda
+from rnnfast._backends import cuda_sweeps
 from rnnfast._version import __version__
 
 
@@ -27,5 +27,5 @@ def info() -> dict[str, object]:
         "isa": _C.isa(),
         "isas": _C.usable_isas(),
         "threads": torch.get_num_threads(),
-        "cuda": cuda.is_built(),
+        "cuda": cuda_sweeps.is_built(),
     }

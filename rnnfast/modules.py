@@ -20,8 +20,8 @@ from torch.nn import LSTMCell, RNNCell
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast._autograd import nodes
-from rnnfast._backends import cuda
+from rnnfast._autograd import op
+from rnnfast._backends import cuda_sweeps
 from rnnfast._twins import Twin
 from rnnfast.fallback import FallbackWarning, warn_once
 
@@ -40,9 +40,9 @@ def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
     """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
     autocast is left to torch, says so."""
     if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
-        if x.is_cpu and weight.is_cpu and x.dtype in nodes.DTYPES:
+        if x.is_cpu and weight.is_cpu and x.dtype in op.DTYPES:
             return True
-        if x.is_cuda and x.device == weight.device and x.dtype in cuda.DTYPES and cuda.is_built():
+        if x.is_cuda and x.device == weight.device and x.dtype in cuda_sweeps.DTYPES and cuda_sweeps.is_built():
             return True
     reason = _why_no_kernel(x, weight)
     if reason is not None:
@@ -54,7 +54,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
     alone."""
     device = x.device.type
-    if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda.is_built())):
+    if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda_sweeps.is_built())):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
@@ -76,7 +76,7 @@ def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
         return "torch.jit.trace"
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return f"autocast to {torch.get_autocast_dtype(device)}"
-    if device == "cuda" and not cuda.is_built():
+    if device == "cuda" and not cuda_sweeps.is_built():
         return f"{x.dtype} on cuda in this installation (it was not built with RNNFAST_CUDA=on)"
     return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None
 
@@ -140,7 +140,7 @@ class _Layer(Twin, RNNBase):
         elif h0 is not None and order is not None:
             h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
         step = None if dtype is not None else self._step_by_torch(x, batch_sizes, h0, c0, weights)
-        y, h_n, c_n = step or nodes.recurrent(
+        y, h_n, c_n = step or op.recurrent(
             self.mode,
             x,
             batch_sizes,
@@ -207,7 +207,7 @@ class _Layer(Twin, RNNBase):
     def _step_by_torch(
         self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """Arguments and result as those of `ops.recurrent`, if the call is a single step that torch's operators do
+        """Arguments and result as those of `op.recurrent`, if the call is a single step that torch's operators do
         faster: those that a compiler fuses with what is around them, where a kernel would be a stranger; and a recorded
         step of an Elman network, of which one layer in one direction takes less time than a node of ours. Measured in
         benchmarks/NOTES.md."""
@@ -216,7 +216,7 @@ class _Layer(Twin, RNNBase):
         if torch.compiler.is_compiling():
             return self._step_by_cells(x, h0, c0, weights)
         run = _ELMAN.get(self.mode)
-        if run is None or self.num_layers > 1 or self.bidirectional or not nodes.leaves_mere_graph((x, h0, *weights)):
+        if run is None or self.num_layers > 1 or self.bidirectional or not op.leaves_mere_graph((x, h0, *weights)):
             return None
         rows = x if batch_sizes is None else x.unsqueeze(0)
         h0 = rows.new_zeros((1, rows.size(1), self.hidden_size)) if h0 is None else h0

@@ -319,14 +319,14 @@ def run_torch(case: Case, inputs: Inputs) -> Results:
 
 
 def run_op(case: Case, inputs: Inputs, dropout: bool = False) -> Results:
-    """Run rnnfast._autograd.nodes.recurrent, with the case's dropout masks if `dropout`. Not for batch_first."""
-    from rnnfast._autograd import nodes
+    """Run rnnfast._autograd.op.recurrent, with the case's dropout masks if `dropout`. Not for batch_first."""
+    from rnnfast._autograd import op
 
     leaves = {"x": inputs.x, "h0": inputs.h0, "c0": inputs.c0} | inputs.weights
     leaves = {name: a.detach().requires_grad_() for name, a in leaves.items() if a is not None}
     sort, unsort = _batch_order(inputs)
     states = (leaves[name][:, sort] if name in leaves else None for name in ("h0", "c0"))
-    y, h_n, c_n = nodes.recurrent(
+    y, h_n, c_n = op.recurrent(
         case.mode,
         leaves["x"],
         None if inputs.packed is None else inputs.packed.batch_sizes,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 
 pytestmark = pytest.mark.isa
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -50,7 +50,7 @@ def assert_ulps(got: torch.Tensor, function: str, dtype: torch.dtype) -> None:
 def test_tanh_of_an_elman_network(dtype: torch.dtype) -> None:
     x = torch.from_numpy(numbers(dtype)).view(1, -1, 1)
     weights = [torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)]
-    y, _, _ = nodes.recurrent("RNN_TANH", x, None, None, None, weights, 1, False, False)
+    y, _, _ = op.recurrent("RNN_TANH", x, None, None, None, weights, 1, False, False)
     assert_ulps(y, "tanh", dtype)
 
 
@@ -72,7 +72,7 @@ def test_activations_of_an_lstm(dtype: torch.dtype, bare: str) -> None:
     *z, c0 = (swept if value is None else torch.full_like(swept, value) for value in BARE[bare])
     weights = [torch.eye(4, dtype=dtype), torch.zeros(4, 1, dtype=dtype)]  # x is z
     c0 = c0.view(1, -1, 1)
-    y, _, c_n = nodes.recurrent(
+    y, _, c_n = op.recurrent(
         "LSTM", torch.stack(z, 1).unsqueeze(0), None, torch.zeros_like(c0), c0, weights, 1, False, False
     )
     assert_ulps(y if bare in "oc" else c_n, "tanh" if bare in "gc" else "sigmoid", dtype)
@@ -82,11 +82,11 @@ def test_activations_of_an_lstm(dtype: torch.dtype, bare: str) -> None:
 def test_no_number_and_infinities(dtype: torch.dtype) -> None:
     x = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=dtype).view(1, 3, 1)
     weights = [torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)]
-    y, _, _ = nodes.recurrent("RNN_TANH", x, None, None, None, weights, 1, False, False)
+    y, _, _ = op.recurrent("RNN_TANH", x, None, None, None, weights, 1, False, False)
     torch.testing.assert_close(y.flatten().double(), torch.tensor([1, -1, torch.nan]).double(), equal_nan=True)
     weights = [torch.ones(4, 1, dtype=dtype), torch.zeros(4, 1, dtype=dtype)]  # all gates at once
     h0, c0 = torch.zeros(1, 3, 1, dtype=dtype), torch.full((1, 3, 1), 0.5, dtype=dtype)
-    y, _, c_n = nodes.recurrent("LSTM", x, None, h0, c0, weights, 1, False, False)
+    y, _, c_n = op.recurrent("LSTM", x, None, h0, c0, weights, 1, False, False)
     assert c_n.flatten()[:2].tolist() == [1.5, 0.0] and y.flatten()[1] == 0
     torch.testing.assert_close(y.flatten()[0], torch.tanh(torch.tensor(1.5, dtype=dtype)))
     assert c_n.flatten()[2].isnan() and y.flatten()[2].isnan()

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 from rnnfast._backends import cpu, schema
 
 EXAMPLES = [
@@ -359,8 +359,8 @@ class Classifier(nn.Sequential):
 
 @pytest.fixture
 def kernel_calls(monkeypatch) -> list[torch.Size]:
-    calls, recurrent = [], nodes.recurrent
-    monkeypatch.setattr(nodes, "recurrent", lambda mode, x, *rest: calls.append(x.shape) or recurrent(mode, x, *rest))
+    calls, recurrent = [], op.recurrent
+    monkeypatch.setattr(op, "recurrent", lambda mode, x, *rest: calls.append(x.shape) or recurrent(mode, x, *rest))
     return calls
 
 

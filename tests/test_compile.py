@@ -100,7 +100,7 @@ def test_compiled_packed_sequence() -> None:
 
     def run(data, batch_sizes, h0, c0):
         weights = list(layer._flat_weights)
-        return rnnfast._autograd.nodes.recurrent("LSTM", data, batch_sizes, h0, c0, weights, 1, False, True)[0]
+        return rnnfast._autograd.op.recurrent("LSTM", data, batch_sizes, h0, c0, weights, 1, False, True)[0]
 
     states = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
     got = torch.compile(run, fullgraph=True, backend="aot_eager")(packed.data, packed.batch_sizes, *states)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import rnnfast
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 
 TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN}
 every_layer = pytest.mark.parametrize("kind", TWINS, ids=lambda kind: kind.__name__)
@@ -139,8 +139,8 @@ def test_the_model_keeps_everything_else() -> None:
 
 def test_results_and_gradients(x: Tensor, monkeypatch) -> None:
     """In training with dropout, from one seed: torch's to rounding when converted, to the last bit when reverted."""
-    calls, recurrent = [], nodes.recurrent
-    monkeypatch.setattr(nodes, "recurrent", lambda *args: calls.append(args[0]) or recurrent(*args))
+    calls, recurrent = [], op.recurrent
+    monkeypatch.setattr(op, "recurrent", lambda *args: calls.append(args[0]) or recurrent(*args))
 
     def run(m: Model) -> list[Tensor]:
         torch.manual_seed(2)

@@ -26,11 +26,11 @@ from cases import (
 )
 
 import rnnfast
-from rnnfast._backends import cuda
+from rnnfast._backends import cuda, cuda_sweeps
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.skipif(not cuda.is_built(), reason="needs a build with RNNFAST_CUDA=on"),
+    pytest.mark.skipif(not cuda_sweeps.is_built(), reason="needs a build with RNNFAST_CUDA=on"),
     pytest.mark.filterwarnings("ignore:LSTM with projections"),
     pytest.mark.filterwarnings("error::rnnfast.fallback.FallbackWarning"),
 ]
@@ -85,10 +85,10 @@ def takes(kernel: str, dtype: torch.dtype, case: Case) -> None:
     if kernel in ("composite", "steps"):
         return
     try:
-        plans = cuda._extension().make_plan
+        plans = cuda_sweeps.load_extension().make_plan
         for backward in (False, True):
             cell = {"LSTM": 2, "RNN_RELU": 1, "RNN_TANH": 0}[case.mode]
-            plans(0, cell, cuda._number(dtype), case.H, case.proj, case.B, case.D, backward, kernel)
+            plans(0, cell, cuda_sweeps.number_of(dtype), case.H, case.proj, case.B, case.D, backward, kernel)
     except ValueError as refused:
         pytest.skip(str(refused))
 

@@ -36,9 +36,10 @@ from torch.func import grad, jvp, vmap
 
 import rnnfast
 from rnnfast import modules
-from rnnfast._autograd import nodes
-from rnnfast._backends import cpu, cuda, schema
-from rnnfast._backends.cpu import Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._autograd import op
+from rnnfast._backends import cpu, cuda, cuda_call, cuda_sweeps, cudnn, schema, types
+from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.types import Constants, Past, SomeInputs, SomeOutputs, Stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, on how it runs them
 
@@ -48,11 +49,11 @@ SOME = GRID[::3] + SIZES[::5] + LARGE  # every option, and sizes of each kind
 @pytest.fixture(autouse=True)
 def through_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the CPU take the way of tensors on a GPU."""
-    monkeypatch.setattr(schema, "kernels_for", lambda x: cuda)
+    monkeypatch.setattr(schema, "backend_for", lambda x: cuda)
     monkeypatch.setattr(modules._Layer, "_step_by_torch", lambda *args: None)  # of the CPU's alone
     calls = []
-    check = cuda._Call.__init__
-    monkeypatch.setattr(cuda._Call, "__init__", lambda *args: calls.append(1) or check(*args))
+    check = cuda_call.Call.__init__
+    monkeypatch.setattr(cuda_call.Call, "__init__", lambda *args: calls.append(1) or check(*args))
     yield
     assert calls, "the test never came to rnnfast._backends.cuda"
 
@@ -98,18 +99,17 @@ def test_16_bit(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
 
 def past_by(functions: ModuleType, case: Case, inputs: Inputs) -> Past:
     """A forward pass by rnnfast._backends.cpu or rnnfast._backends.cuda."""
-    stack = Stack(nodes.CELLS[case.mode], case.L, case.D, case.bias)
-    given = cpu.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
+    stack = Stack(BY_MODE[case.mode].index, case.L, case.D, case.bias)
+    given = types.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
     batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
-    call = stack, given, batch_sizes, inputs.dropout_masks
+    call = stack, given, Constants(batch_sizes, inputs.dropout_masks)
     outputs, reserve = functions.forward(*call, True)
     return Past(*call, outputs.y, reserve)
 
 
-def _like(some: cpu.Inputs, seed: int = 1) -> SomeInputs:
+def _like(some: types.Inputs, seed: int = 1) -> SomeInputs:
     torch.manual_seed(seed)
-    x, h0, c0, *weights = (None if t is None else torch.randn_like(t) for t in some.flat())
-    return SomeInputs(x, h0, c0, weights)
+    return SomeInputs.of(None if t is None else torch.randn_like(t) for t in some.flat())
 
 
 def assert_same(got, want) -> None:
@@ -234,10 +234,10 @@ class _CudnnOnCpu:
     def forward(self, x, weights, per, flat, hx, cx, *options):
         assert flat.data_ptr() == weights[0].data_ptr()
         stack, batch_sizes = self._read(weights, per, *options)
-        assert (cx is not None) == stack.lstm
-        inputs = cpu.Inputs(x, hx, cx, list(weights))
-        outputs, reserve = cpu.forward(stack, inputs, batch_sizes, None, True)
-        self.pasts.append(Past(stack, inputs, batch_sizes, None, outputs.y, reserve))
+        assert (cx is not None) == stack.has_c
+        inputs, constants = types.Inputs(x, hx, cx, list(weights)), Constants(batch_sizes)
+        outputs, reserve = cpu.forward(stack, inputs, constants, True)
+        self.pasts.append(Past(stack, inputs, constants, outputs.y, reserve))
         c_n = x.new_empty(0) if outputs.c_n is None else outputs.c_n
         number = torch.tensor([len(self.pasts) - 1], dtype=torch.uint8)
         return outputs.y, outputs.h_n, c_n, number, flat
@@ -262,13 +262,13 @@ class _CudnnOnCpu:
 
 
 @pytest.fixture
-def cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[_CudnnOnCpu]:
+def on_cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[_CudnnOnCpu]:
     stand_in = _CudnnOnCpu()
     operators = torch.library.Library("aten", "IMPL")
     operators.impl("_cudnn_rnn_flatten_weight", stand_in.flatten, "CPU")
     operators.impl("_cudnn_rnn", stand_in.forward, "CPU")
     operators.impl("_cudnn_rnn_backward", stand_in.backward, "CPU")
-    monkeypatch.setattr(cuda, "_is_cudnns", lambda call, keep: call.dropout is None)
+    monkeypatch.setattr(cudnn, "is_cudnns", lambda call, keep: call.dropout is None)
     yield stand_in
     operators._destroy()
 
@@ -283,16 +283,16 @@ BY_CUDNN = [
 
 
 @pytest.mark.parametrize("case", BY_CUDNN, ids=lambda case: case.id)
-def test_cudnns_results_and_gradients(cudnn: _CudnnOnCpu, case: Case) -> None:
+def test_cudnns_results_and_gradients(on_cudnn: _CudnnOnCpu, case: Case) -> None:
     inputs = make_inputs(case)
     places = [w.data_ptr() for w in inputs.weights.values()]
     assert not float64_failures(run_op(case, inputs), run_reference(case, inputs))
-    assert len(cudnn.pasts) == cudnn.backward_calls == 1
+    assert len(on_cudnn.pasts) == on_cudnn.backward_calls == 1
     assert [w.data_ptr() for w in inputs.weights.values()] == places  # parameters stay where they are
 
 
 @pytest.mark.parametrize("case", BY_CUDNN, ids=lambda case: case.id)
-def test_all_else_after_cudnn(cudnn: _CudnnOnCpu, case: Case) -> None:
+def test_all_else_after_cudnn(on_cudnn: _CudnnOnCpu, case: Case) -> None:
     """What cuDNN has not: each function of a past whose reserve is cuDNN's."""
     inputs = make_inputs(case)
     pasts = past_by(cpu, case, inputs), past_by(cuda, case, inputs)
@@ -314,19 +314,19 @@ def test_all_else_after_cudnn(cudnn: _CudnnOnCpu, case: Case) -> None:
     assert_same(results[1], results[0])
 
 
-def test_double_backward_and_each_samples_gradient_after_cudnn(cudnn: _CudnnOnCpu) -> None:
+def test_double_backward_and_each_samples_gradient_after_cudnn(on_cudnn: _CudnnOnCpu) -> None:
     test_per_sample_gradients()
     test_directional_derivatives(EXAMPLES[0])
-    assert cudnn.backward_calls
+    assert on_cudnn.backward_calls
 
 
-def test_compiled_calls_have_a_reserve_as_the_fake_says(cudnn: _CudnnOnCpu) -> None:
+def test_compiled_calls_have_a_reserve_as_the_fake_says(on_cudnn: _CudnnOnCpu) -> None:
     case = BY_CUDNN[0]
     inputs = make_inputs(case)
-    stack = Stack(nodes.CELLS[case.mode], case.L, case.D, case.bias)
+    stack = Stack(BY_MODE[case.mode].index, case.L, case.D, case.bias)
     given = inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values())
-    outputs = torch.ops.rnnfast.forward(*stack, *given, None, None, True)
-    assert outputs[-1].dtype == torch.float64 and not cudnn.pasts
+    outputs = torch.ops.rnnfast.forward(*stack, *given, *Constants(), True)
+    assert outputs[-1].dtype == torch.float64 and not on_cudnn.pasts
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_bad_input_says_what_was_expected() -> None:
     x = torch.randn(4, 2, 3, dtype=torch.float64)
 
     def run(x=x, h0=None, c0=None, weights=weights, batch_sizes=None):
-        return nodes.recurrent("LSTM", x, batch_sizes, h0, c0, weights, 1, False, True)
+        return op.recurrent("LSTM", x, batch_sizes, h0, c0, weights, 1, False, True)
 
     with pytest.raises(RuntimeError, match=r"h0: expected shape \(1, 2, 6\), got \(2, 6\)"):
         run(h0=torch.randn(2, 6, dtype=torch.float64))
@@ -356,11 +356,10 @@ def test_bad_input_says_what_was_expected() -> None:
 def test_without_extension_the_error_names_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda.forward(
         Stack(0, 1, 1, False),
-        cpu.Inputs(torch.zeros(1, 1, 1), None, None, [torch.zeros(1, 1)] * 2),
-        None,
-        None,
+        types.Inputs(torch.zeros(1, 1, 1), None, None, [torch.zeros(1, 1)] * 2),
+        Constants(),
         False,
     )
-    monkeypatch.setattr(cuda, "is_built", lambda: False)
+    monkeypatch.setattr(cuda_sweeps, "is_built", lambda: False)
     with pytest.raises(RuntimeError, match="RNNFAST_CUDA=on"):
-        cuda._extension()
+        cuda_sweeps.load_extension()

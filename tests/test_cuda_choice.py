@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rnnfast._backends import cuda
+from rnnfast._backends import cuda_sweeps, cudnn
+from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.types import Stack
 
 
 class _Plans:
@@ -38,41 +40,44 @@ class _Plans:
     ],
 )
 def test_what_is_cudnns(monkeypatch: pytest.MonkeyPatch, kernel, waves, T, runs, cudnns) -> None:
-    monkeypatch.setattr(cuda, "_extension", lambda: _Plans(kernel, waves, runs))
-    monkeypatch.setattr(cuda, "_on_device_of", lambda x: nullcontext())
+    monkeypatch.setattr(cuda_sweeps, "load_extension", lambda: _Plans(kernel, waves, runs))
+    monkeypatch.setattr(cuda_sweeps, "on_device_of", lambda x: nullcontext())
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
-    call = SimpleNamespace(like=gpu, dropout=None, sizes=SimpleNamespace(T=T), sweep=None)
-    assert cuda._is_cudnns(call, True) == cudnns
-    assert not cuda._is_cudnns(SimpleNamespace(**vars(call) | {"dropout": object()}), True)
+    stack = Stack(BY_MODE["LSTM"].index, 1, 1, True)
+    call = SimpleNamespace(like=gpu, dropout=None, sizes=SimpleNamespace(T=T), sweep=None, stack=stack)
+    assert cudnn.is_cudnns(call, True) == cudnns
+    assert not cudnn.is_cudnns(SimpleNamespace(**vars(call) | {"dropout": object()}), True)
+    unknown = SimpleNamespace(cell=SimpleNamespace(mode="of ours alone"))
+    assert not cudnn.is_cudnns(SimpleNamespace(**vars(call) | {"stack": unknown}), True)
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "steps")
-    assert not cuda._is_cudnns(call, True)
+    assert not cudnn.is_cudnns(call, True)
 
 
 def test_products_take_tf32_where_cudnn_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as one lasts; `torch.backends.cuda.matmul` is as it was afterwards, after an error, too."""
     gpu, matmul = SimpleNamespace(dtype=torch.float32, is_cuda=True), torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    with pytest.raises(KeyError), cuda._products_as_cudnns(gpu):
+    with pytest.raises(KeyError), cuda_sweeps.products_as_cudnns(gpu):
         assert matmul.fp32_precision == "tf32"
         raise KeyError
     assert matmul.fp32_precision == before and not matmul.allow_tf32
-    with cuda._products_as_cudnns(SimpleNamespace(dtype=torch.float64, is_cuda=True)):
+    with cuda_sweeps.products_as_cudnns(SimpleNamespace(dtype=torch.float64, is_cuda=True)):
         assert matmul.fp32_precision == before
-    monkeypatch.setattr(cuda, "_takes_tf32", lambda: False)
-    with cuda._products_as_cudnns(gpu):
+    monkeypatch.setattr(cuda_sweeps, "takes_tf32", lambda: False)
+    with cuda_sweeps.products_as_cudnns(gpu):
         assert matmul.fp32_precision == before
 
 
 def test_a_card_without_kernels_gets_torchs_operators_and_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(sm=75)
     module = SimpleNamespace(runs_on=lambda device: False, Card=SimpleNamespace(of=lambda device: card), Plan=object)
-    extension = cuda._Extension(module)
-    monkeypatch.setattr(cuda, "_extension", lambda: extension)
+    extension = cuda_sweeps.Extension(module)
+    monkeypatch.setattr(cuda_sweeps, "load_extension", lambda: extension)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
     gpu = SimpleNamespace(is_cpu=False, device=torch.device("cuda", 0))
     with pytest.warns(UserWarning, match=r"without kernels for an old card \(sm_75\).*sm_80 and later"):
-        assert cuda._sweeps_for(gpu) is cuda._Composite
+        assert cuda_sweeps.sweeps_for(gpu) is cuda_sweeps.Composite
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cuda._sweeps_for(gpu) is cuda._Composite  # said once
+        assert cuda_sweeps.sweeps_for(gpu) is cuda_sweeps.Composite  # said once

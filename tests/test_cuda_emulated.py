@@ -33,8 +33,8 @@ from cases import (
 )
 from test_cuda_by_composite import assert_same, past_by
 
-from rnnfast._backends import cpu, cuda, schema
-from rnnfast._backends.cpu import SomeOutputs
+from rnnfast._backends import cpu, cuda, cuda_sweeps, schema
+from rnnfast._backends.types import SomeOutputs
 
 pybind11 = pytest.importorskip("pybind11", reason="building the emulated module needs pybind11")
 if shutil.which("g++") is None:
@@ -70,7 +70,7 @@ def emulated(built_once) -> ModuleType:
     return loaded
 
 
-class _Emulated(cuda._Extension):
+class _Emulated(cuda_sweeps.Extension):
     used: list[str]
 
     def _run(self, run, s, arrays, like, backward, *more):
@@ -87,15 +87,15 @@ def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callab
     """Tensors of the CPU go to the emulated card, to a kernel by its name."""
     extension = _Emulated(emulated)
     extension.used = []
-    monkeypatch.setattr(schema, "kernels_for", lambda x: cuda)
-    monkeypatch.setattr(cuda, "_sweeps_for", lambda x: extension)
-    monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._NUMBERS[dtype])
+    monkeypatch.setattr(schema, "backend_for", lambda x: cuda)
+    monkeypatch.setattr(cuda_sweeps, "sweeps_for", lambda x: extension)
+    monkeypatch.setattr(cuda_sweeps, "number_of", lambda dtype: cuda_sweeps.NUMBERS[dtype])
     float32_products(monkeypatch)
 
     def force(kernel: str, tf32: bool = False) -> _Emulated:
         monkeypatch.setenv("RNNFAST_CUDA_KERNEL", kernel)
         if tf32:
-            monkeypatch.setattr(cuda, "_number", lambda dtype: cuda._TF32)
+            monkeypatch.setattr(cuda_sweeps, "number_of", lambda dtype: cuda_sweeps.TF32)
         return extension
 
     return force

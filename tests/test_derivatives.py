@@ -14,8 +14,10 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import rnnfast
 from rnnfast import fallback
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 from rnnfast._backends import composite, cpu
+from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.types import Constants, Inputs, Stack
 
 # relu has no second derivative where finite differences look across its bend
 SMOOTH_CASES = [case for case in GRADCHECK_CASES if case.mode != "RNN_RELU"]
@@ -424,7 +426,7 @@ K = 5  # samples or models
 
 
 def layer_loss(weights: tuple[torch.Tensor, ...], x: torch.Tensor) -> torch.Tensor:
-    return nodes.recurrent("LSTM", x, None, None, None, list(weights), 2, True, True)[0].sin().sum()
+    return op.recurrent("LSTM", x, None, None, None, list(weights), 2, True, True)[0].sin().sum()
 
 
 @pytest.fixture
@@ -445,7 +447,7 @@ def test_per_sample_gradients_of_packed_sequences(weights) -> None:
     x = torch.randn(K, 7, 3, dtype=torch.float64)
 
     def loss(weights, x):
-        y, h_n, _ = nodes.recurrent("LSTM", x, batch_sizes, None, None, list(weights), 2, True, True)
+        y, h_n, _ = op.recurrent("LSTM", x, batch_sizes, None, None, list(weights), 2, True, True)
         return y.sin().sum() + h_n.cos().sum()
 
     got = vmap(grad(loss), in_dims=(None, 0))(weights, x)
@@ -481,7 +483,7 @@ def test_nested_vmap_and_gradient_of_per_sample_gradients(weights) -> None:
 def test_lengths_cannot_be_mapped(weights) -> None:
     x = torch.randn(3, 1, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="lengths must be shared"):
-        vmap(lambda n: nodes.recurrent("LSTM", x[:, 0], n, None, None, list(weights), 2, True, True)[0])(
+        vmap(lambda n: op.recurrent("LSTM", x[:, 0], n, None, None, list(weights), 2, True, True)[0])(
             torch.ones(2, 3, dtype=torch.int64)
         )
 
@@ -494,10 +496,10 @@ def test_opcheck(mode: str, lengths: tuple[int, ...] | None) -> None:
     inputs = make_inputs(case)
     weights = list(inputs.weights.values())
     batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
-    stack = cpu.Stack(nodes.CELLS[mode], case.L, case.D, case.bias)
-    given = cpu.Inputs(inputs.x, inputs.h0, inputs.c0, weights)
-    outputs, reserve = cpu.forward(stack, given, batch_sizes, None, keep=True)
-    call = (*stack, *given, batch_sizes, None)
+    stack = Stack(BY_MODE[mode].index, case.L, case.D, case.bias)
+    given, constants = Inputs(inputs.x, inputs.h0, inputs.c0, weights), Constants(batch_sizes)
+    outputs, reserve = cpu.forward(stack, given, constants, keep=True)
+    call = (*stack, *given, *constants)
     past = (*call, outputs.y, reserve)
     cotangents = (inputs.dy, inputs.dh_n, inputs.dc_n)
     wanted = [True, True, case.mode == "LSTM", *[True] * len(weights)]
@@ -509,7 +511,7 @@ def test_opcheck(mode: str, lengths: tuple[int, ...] | None) -> None:
     check(torch.ops.rnnfast.tangent.default, (*past, *given))
     check(torch.ops.rnnfast.second.default, (*past, *given, *cotangents, None, None, None, wanted, wanted, 1))
     check(torch.ops.rnnfast.forward_dual.default, (*call, *given[:3]))
-    check(torch.ops.rnnfast.backward_kept.default, (*past, *cotangents, wanted))
-    check(torch.ops.rnnfast.backward_bent.default, (*past, *cotangents, reserve, wanted))
-    *_, swept = torch.ops.rnnfast.backward_kept(*past, *cotangents, wanted)
-    check(torch.ops.rnnfast.second_local.default, (*past, swept, *given, wanted))
+    check(torch.ops.rnnfast.backward_adjoints.default, (*past, *cotangents, wanted))
+    check(torch.ops.rnnfast.backward_saved.default, (*past, *cotangents, reserve, wanted))
+    *_, adjoints = torch.ops.rnnfast.backward_adjoints(*past, *cotangents, wanted)
+    check(torch.ops.rnnfast.second_local.default, (*past, adjoints, *given, wanted))

@@ -47,7 +47,7 @@ def make(name: str) -> nn.Module:
 def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many steps gradient_flow works on at a time must not show."""
     steps = {"one part": T, "parts of a step": 1, "parts of two": 2}[request.param]
-    monkeypatch.setattr(diagnose, "PART", steps * B * H)
+    monkeypatch.setattr(diagnose.sweep, "PART", steps * B * H)
 
 
 class Unrolled:

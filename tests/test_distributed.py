@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch has no gloo")
 
@@ -80,13 +80,13 @@ def assert_same_everywhere(model: nn.Module) -> None:
 
 def kernel_calls() -> list[type]:
     """From now on, the type of the first weight of every call of the kernels."""
-    calls, recurrent = [], nodes.recurrent
+    calls, recurrent = [], op.recurrent
 
     def spy(mode, x, batch_sizes, h0, c0, weights, *rest):
         calls.append(type(weights[0]))
         return recurrent(mode, x, batch_sizes, h0, c0, weights, *rest)
 
-    nodes.recurrent = spy
+    op.recurrent = spy
     return calls
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import GRADCHECK_CASES, Case, Inputs, make_inputs
 
-from rnnfast._autograd import nodes
+from rnnfast._autograd.op import recurrent
 
 
 def op_of(case: Case, inputs: Inputs) -> tuple[dict[str, torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
@@ -18,7 +18,7 @@ def op_of(case: Case, inputs: Inputs) -> tuple[dict[str, torch.Tensor], Callable
 
     def op(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(leaves, values, strict=True))
-        outputs = nodes.recurrent(
+        outputs = recurrent(
             case.mode,
             given["x"],
             None if inputs.packed is None else inputs.packed.batch_sizes,

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rnnfast
 from rnnfast import fallback, modules
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections"),  # torch's, on how it runs them
@@ -52,13 +52,13 @@ def one_thread() -> None:
 
 @pytest.fixture
 def kernel_calls(monkeypatch) -> Calls:
-    calls, recurrent = Calls(), nodes.recurrent
+    calls, recurrent = Calls(), op.recurrent
 
     def spy(mode, x, *rest):
         calls.append(x.shape)
         return recurrent(mode, x, *rest)
 
-    monkeypatch.setattr(nodes, "recurrent", spy)
+    monkeypatch.setattr(op, "recurrent", spy)
     return calls
 
 

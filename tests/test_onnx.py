@@ -159,10 +159,10 @@ def test_operators_of_the_program() -> None:
     """torch.library.opcheck of what stands for ONNX's operators: schema, fake tensors, symbolic sizes."""
     lstm, rnn, (x, state) = rnnfast.LSTM(I, H, bidirectional=True), rnnfast.RNN(I, H, bias=False), inputs(4, 3)
     how = {"direction": "bidirectional", "hidden_size": H}
-    weights = rnnfast._backends.onnx.parameters([w.detach() for w in lstm.parameters()], 4, 2)
+    weights = rnnfast._backends.onnx.parameters([w.detach() for w in lstm.parameters()], lstm.mode, 2)
     torch.library.opcheck(torch.ops.onnx.LSTM.opset14, (x, *weights, None, state[:2], state[2:]), how)
     how = {"direction": "forward", "hidden_size": H, "activations": ["Relu"]}
-    weights = rnnfast._backends.onnx.parameters([w.detach() for w in rnn.parameters()], 1, 1)
+    weights = rnnfast._backends.onnx.parameters([w.detach() for w in rnn.parameters()], rnn.mode, 1)
     torch.library.opcheck(torch.ops.onnx.RNN.opset14, (x, *weights, None, None), how)
 
 

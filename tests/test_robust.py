@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import rnnfast
 from rnnfast import _C
-from rnnfast._autograd import nodes
-from rnnfast._backends import cpu
+from rnnfast._autograd import op
+from rnnfast._backends import cpu, sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, on how it runs them
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -122,7 +122,7 @@ def test_without_the_exchange_api(case: Case, monkeypatch) -> None:
 
     with monkeypatch.context() as patched:
         patched.setattr(cpu._C, "Layout", lambda *_: Blind())
-        for cached in (cpu._shapes, cpu._kept_arrays):
+        for cached in (sizes.shapes_of, sizes.saved_arrays):
             patched.setattr(cpu, cached.__name__, cached.__wrapped__)
         got = run_module(rnnfast, case, inputs)
     assert_same(got, expected)
@@ -529,10 +529,10 @@ def test_bad_sizes(x: tuple[int, ...], batch_sizes: list[int] | None, message: s
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes, dtype=torch.int64)
     weights = [torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16)]
     with pytest.raises(RuntimeError, match=message):
-        nodes.recurrent("LSTM", torch.randn(x), sizes, None, None, weights, 1, False, True)
+        op.recurrent("LSTM", torch.randn(x), sizes, None, None, weights, 1, False, True)
 
 
 def test_empty_batch() -> None:
     weights = [torch.randn(16, 3), torch.randn(16, 4), torch.randn(16), torch.randn(16)]
-    y, h_n, c_n = nodes.recurrent("LSTM", torch.randn(5, 0, 3), None, None, None, weights, 1, False, True)
+    y, h_n, c_n = op.recurrent("LSTM", torch.randn(5, 0, 3), None, None, None, weights, 1, False, True)
     assert (y.shape, h_n.shape, c_n.shape) == ((5, 0, 4), (1, 0, 4), (1, 0, 4))

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
 from rnnfast import modules
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 
 
 class State(NamedTuple):
@@ -48,8 +48,8 @@ def tensors(result: Any) -> list[Tensor]:
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
 def test_tuples(name: str, kind: str, autocast: torch.dtype | None, monkeypatch) -> None:
     monkeypatch.setattr(modules, "_CPU_HAS_BFLOAT16", False)  # there torch's own LSTM would take the call
-    calls, recurrent = [], nodes.recurrent
-    monkeypatch.setattr(nodes, "recurrent", lambda *args: calls.append(args) or recurrent(*args))
+    calls, recurrent = [], op.recurrent
+    monkeypatch.setattr(op, "recurrent", lambda *args: calls.append(args) or recurrent(*args))
     torch.manual_seed(0)
     layer = rnnfast.LSTM(3, 4, 2, batch_first=kind == "batch_first")
     x: Any = torch.randn((5, 3) if kind == "unbatched" else (2, 2, 3))

@@ -57,7 +57,7 @@ def along_all(layer: rnnfast.LSTM, x: Tensor) -> Tensor:
 def test_modes_see_every_kernel(layer: rnnfast.LSTM, x: Tensor) -> None:
     """And the same kernels run as without: results are equal bit by bit."""
     for function, names in (
-        (penalty, {"forward", "backward_kept", "second_local", "backward_bent"}),
+        (penalty, {"forward", "backward_adjoints", "second_local", "backward_saved"}),
         (along_x, {"forward_dual"}),
         (along_all, {"forward", "tangent"}),
     ):
@@ -74,7 +74,7 @@ def test_mode_entered_between_the_derivatives(layer: rnnfast.LSTM, x: Tensor) ->
     (g,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
     with Seen() as seen:
         got = torch.autograd.grad(g.square().sum(), list(layer.parameters()))
-    assert seen.names == {"second_local", "backward_bent"}
+    assert seen.names == {"second_local", "backward_saved"}
     torch.testing.assert_close(got, penalty(layer, x), rtol=0, atol=0)
 
 
@@ -130,7 +130,7 @@ def test_graph_of_second_derivatives(mode: str, layer: rnnfast.LSTM, x: Tensor) 
     def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         weights = [w.detach().requires_grad_() for w in weights]
         x = x.detach().requires_grad_()
-        y = rnnfast._autograd.nodes.recurrent("LSTM", x, None, None, None, weights, 2, False, True)[0]
+        y = rnnfast._autograd.op.recurrent("LSTM", x, None, None, None, weights, 2, False, True)[0]
         (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         return torch.autograd.grad(g.square().sum(), weights)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import rnnfast
-from rnnfast._autograd import nodes
+from rnnfast._autograd import op
 
 TWINS = {nn.LSTM: rnnfast.LSTM, nn.RNN: rnnfast.RNN}
 
@@ -56,8 +56,8 @@ def given() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """The modes of all calls of the kernels."""
-    modes, recurrent = [], nodes.recurrent
-    monkeypatch.setattr(nodes, "recurrent", lambda *args: modes.append(args[0]) or recurrent(*args))
+    modes, recurrent = [], op.recurrent
+    monkeypatch.setattr(op, "recurrent", lambda *args: modes.append(args[0]) or recurrent(*args))
     return modes
 
 

@@ -14,7 +14,7 @@ import time
 import torch
 
 import rnnfast
-from rnnfast._backends import cuda
+from rnnfast._backends import cuda_sweeps
 
 SIZES = {  # H, B, T: what fits the kernel, the first two small
     "steps": [(20, 3, 5), (64, 17, 9)],
@@ -93,8 +93,8 @@ def main() -> int:
     parser.add_argument("what", choices=(*SIZES, "all", "profile"))
     parser.add_argument("--tiny", action="store_true", help="the small sizes in bfloat16, twice")
     options = parser.parse_args()
-    if not torch.cuda.is_available() or not cuda.is_built():
-        print(f"GPU: {torch.cuda.is_available()}, kernels: {cuda.is_built()}; both are needed")
+    if not torch.cuda.is_available() or not cuda_sweeps.is_built():
+        print(f"GPU: {torch.cuda.is_available()}, kernels: {cuda_sweeps.is_built()}; both are needed")
         return 2
     if options.what == "profile":
         profile()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rnnfast._backends import schema
-from rnnfast._backends.cpu import Inputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["is_recording", "record", "recording"]
 
@@ -46,84 +46,63 @@ def is_recording() -> bool:
     return _recorded.get() is not None
 
 
-def record(
-    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A call within `recording`; arguments and result as those of `ops.recurrent`."""
+def record(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A call within `recording`."""
     calls = _recorded.get()
     assert calls is not None
-    y, h_n, *c_n, s = _Recorded.apply(stack, batch_sizes, dropout, *inputs.flat())
-    calls.append((s, h_n.size(1)))
-    return y, h_n, c_n[0] if c_n else None
+    *outputs, s = _Recorded.apply(stack, *constants, *inputs.flat())
+    calls.append((s, outputs[1].size(1)))
+    return Outputs.of(outputs)
 
 
-def _is_sigmoid(stack: Stack) -> list[bool]:
-    """Of each gate."""
-    return [True, True, False, True] if stack.lstm else [False]
-
-
-def _bent(stack: Stack, a: Tensor) -> Tensor:
-    """s of activations a, (L,D,N,G,H)"""
-    if stack.cell == 1:
-        return a.clone()
-    gates = zip(a.unbind(3), _is_sigmoid(stack), strict=True)
-    return torch.stack([(2 * a - 1 if sigmoid else a).clamp(-1, 1).arcsin() for a, sigmoid in gates], dim=3)
-
-
-def _root_slope(stack: Stack, a: Tensor) -> Tensor:
-    """ds/dz, the root of the slope of a(z), (L,D,N,G,H)"""
-    if stack.cell == 1:
-        return (a > 0).to(a.dtype)
-    gates = zip(a.unbind(3), _is_sigmoid(stack), strict=True)
-    slopes = [a * (1 - a) if sigmoid else 1 - a * a for a, sigmoid in gates]
-    return torch.stack(slopes, dim=3).clamp_(min=0).sqrt_()
+_C = len(Constants())
 
 
 class _Recorded(torch.autograd.Function):
-    """(stack, batch_sizes, dropout, x, h0, c0, *weights) -> y, h_n, c_n if LSTM, s."""
+    """(stack, *constants, x, h0, c0, *weights) -> y, h_n, c_n if there is c, s."""
 
     @staticmethod
-    def forward(ctx, stack, batch_sizes, dropout, *flat):
-        x, h0, c0, *weights = flat
-        inputs = Inputs(x, h0, c0, weights)
-        outputs, reserve = schema.kernels_for(inputs.x).forward(stack, inputs, batch_sizes, dropout, keep=True)
-        a = schema.kernels_for(x).activations(Past(stack, inputs, batch_sizes, dropout, outputs.y, reserve))
-        ctx.save_for_backward(_root_slope(stack, a), batch_sizes, dropout, outputs.y, reserve, *flat)
+    def forward(ctx, stack, *args):
+        constants, inputs = Constants(*args[:_C]), Inputs.of(args[_C:])
+        backend = schema.backend_for(inputs.x)
+        outputs, reserve = backend.forward(stack, inputs, constants, keep=True)
+        a = backend.activations(Past(stack, inputs, constants, outputs.y, reserve))
+        root = stack.cell.slopes(a).clamp_(min=0).sqrt_()
+        ctx.save_for_backward(root, *constants, outputs.y, reserve, *inputs.flat())
         ctx.stack = stack
         ctx.set_materialize_grads(False)
-        return *(t for t in outputs if t is not None), _bent(stack, a)
+        return *(t for t in outputs if t is not None), stack.cell.scales(a)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        root, batch_sizes, dropout, y, reserve, *flat = (None if t is None else t.detach() for t in ctx.saved_tensors)
-        x, h0, c0, *weights = flat
-        past = Past(ctx.stack, Inputs(x, h0, c0, weights), batch_sizes, dropout, y, reserve)
-        wanted = ctx.needs_input_grad[3:]
+        root, *saved = (None if t is None else t.detach() for t in ctx.saved_tensors)
+        y, reserve, *flat = saved[_C:]
+        past = Past(ctx.stack, Inputs.of(flat), Constants(*saved[:_C]), y, reserve)
+        wanted = ctx.needs_input_grad[1 + _C :]
         given = iter(_Pull.apply(past, root, wanted, *cotangents))
-        return None, None, None, *(next(given) if want else None for want in wanted)
+        return *(None,) * (1 + _C), *(next(given) if want else None for want in wanted)
 
 
 class _Pull(torch.autograd.Function):
-    """(past, ds/dz, wanted, cotangents of y, h_n, c_n if LSTM, s) -> the wanted gradients, linear in the cotangents."""
+    """(past, ds/dz, wanted, cotangents of y, h_n, c_n if there is c, s) -> the wanted gradients, linear in the
+    cotangents."""
 
     @staticmethod
     def forward(ctx, past, root, wanted, *cotangents):
         ctx.past, ctx.root, ctx.wanted = past, root, wanted
         ctx.set_materialize_grads(False)
-        dy, dh_n, *dc_n, ds = cotangents
+        *some, ds = cotangents
         dz = None if ds is None else root * ds
-        grads = schema.kernels_for(past.y).backward(
-            past, SomeOutputs(dy, dh_n, dc_n[0] if dc_n else None), wanted, z_cotangent=dz
-        )
+        grads = schema.backend_for(past.y).backward(past, SomeOutputs.of(some), wanted, z_cotangent=dz)
         return tuple(g for g, want in zip(grads.flat(), wanted, strict=True) if want)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *tangents):
         given = iter(tangents)
-        x, h0, c0, *weights = (next(given) if want else None for want in ctx.wanted)
+        along = SomeInputs.of(next(given) if want else None for want in ctx.wanted)
         z = torch.empty_like(ctx.root, memory_format=torch.contiguous_format)
-        outputs = schema.kernels_for(ctx.past.y).tangent(ctx.past, SomeInputs(x, h0, c0, weights), z_tangent=z)
+        outputs = schema.backend_for(ctx.past.y).tangent(ctx.past, along, z_tangent=z)
         some = *(t for t in outputs if t is not None), z.mul_(ctx.root)
         needed = ctx.needs_input_grad[3:]
         return None, None, None, *(t if need else None for t, need in zip(some, needed, strict=True))

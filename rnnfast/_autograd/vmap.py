@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from rnnfast._autograd.levels import is_differentiable
+
+Again: TypeAlias = Callable[[Any, Sequence[Any]], tuple[Tensor, Tensor]]
 
 
 class Kind(Enum):
@@ -28,12 +33,14 @@ def vmap_rule(
     tensors: tuple[Tensor | None, ...],
     kinds: list[Kind],
     out_kinds: list[Kind],
+    again: Again | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """The rule of every node: the mapped dimension joins the batch where the weights are shared; else one by one.
 
     Sequence b of sample k becomes sequence b*K + k, so a packed batch stays sorted by length, and `groups` of a node
     that gives weight gradients grows K-fold. The reserve of a folded forward pass cannot be told apart by samples; it
-    is passed on as if it were not mapped, and found again by y being mapped.
+    is passed on as if it were not mapped, and found again by y being mapped. Where it does not fit the tensors,
+    again(spec, tensors) makes y and a reserve anew.
     """
     dims = in_dims[1:]
     mapped = {kind for kind, dim in zip(kinds, dims, strict=True) if dim is not None}
@@ -43,20 +50,8 @@ def vmap_rule(
         )
     grouped = Kind.WEIGHT in out_kinds
     if Kind.WEIGHT in mapped or (grouped and any(is_differentiable(t) for t in tensors)):
-        return _one_by_one(node, info.batch_size, spec, tensors, dims, kinds)
-    return _folded(node, info.batch_size, spec, tensors, dims, kinds, out_kinds)
-
-
-def is_differentiable(tensor: Tensor | None) -> bool:
-    """Does a transform outside of the present one, or autograd in either mode, follow this tensor?"""
-    while tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if torch._C._functorch.is_gradtrackingtensor(tensor):
-            return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    if tensor is None:
-        return False
-    is_dual = torch._C._is_fwd_grad_enabled() and torch._unpack_dual(tensor, level=0).tangent is not None
-    return is_dual or (tensor.requires_grad and torch.is_grad_enabled())
+        return _one_by_one(node, info.batch_size, spec, tensors, dims, kinds, again)
+    return _folded(node, info.batch_size, spec, tensors, dims, kinds, out_kinds, again)
 
 
 def _reserve_at(kinds: list[Kind]) -> int | None:
@@ -64,34 +59,23 @@ def _reserve_at(kinds: list[Kind]) -> int | None:
     return kinds.index(Kind.RESERVE) if Kind.RESERVE in kinds else None
 
 
-def _forward_again(spec: Any, tensors: list, reserve: int) -> None:
-    """Fills in y and the reserve for the inputs at hand."""
-    from rnnfast._autograd.nodes import _Forward
-
-    count = len(spec.wanted_plain)
-    batch_sizes, dropout = tensors[:2]
-    with torch.no_grad():
-        y, *_, kept = _Forward.apply(spec.stack, batch_sizes, dropout, *tensors[-count:])
-    tensors[reserve - 1], tensors[reserve] = y, kept
-
-
-def _one_by_one(node, K, spec, tensors, dims, kinds):
+def _one_by_one(node, K, spec, tensors, dims, kinds, again):
     reserve = _reserve_at(kinds)
     outs = []
     for k in range(K):
         sample = [t if dim is None else t.select(dim, k) for t, dim in zip(tensors, dims, strict=True)]
         if reserve is not None and dims[reserve] is None and dims[reserve - 1] is not None:
-            _forward_again(spec, sample, reserve)
+            sample[reserve - 1 : reserve + 1] = again(spec, sample)
         outs.append(node.apply(spec, *sample))
     return tuple(torch.stack(some) for some in zip(*outs, strict=True)), (0,) * len(outs[0])
 
 
-def _folded(node, K, spec, tensors, dims, kinds, out_kinds):
+def _folded(node, K, spec, tensors, dims, kinds, out_kinds, again):
     packed = tensors[kinds.index(Kind.BATCH_SIZES)] is not None
     folded = [_fold(t, dim, kind, K, packed) for t, dim, kind in zip(tensors, dims, kinds, strict=True)]
     reserve = _reserve_at(kinds)
     if reserve is not None and dims[reserve - 1] is None:
-        _forward_again(spec, folded, reserve)
+        folded[reserve - 1 : reserve + 1] = again(spec, folded)
     groups = 1
     if Kind.WEIGHT in out_kinds:
         groups = spec.groups

@@ -1,9 +1,9 @@
-"""One layer's way through time in torch's own operators, on any device: what a CUDA kernel computes, in a few lines.
+"""Recurrent layers in torch's own operators, on any device: what the kernels compute, in a few lines.
 
-`sweep_forward` and `sweep_backward` are the contract of the CUDA extension (csrc/cuda/sweep.h), array by array; they
-stand in for it on the CPU, where the tests run, and RNNFAST_CUDA_KERNEL=composite puts them in its place on a GPU.
-`with_tangents` is a whole stack and its derivative along a direction, `second` the second derivatives of a stack: plain
-torch that can be differentiated and transformed any number of times, where no kernel goes on.
+`sweep_forward` and `sweep_backward` are one layer's way through time and the contract of the CUDA extension
+(csrc/cuda/sweep.h), array by array; they stand in for it on the CPU, where the tests run, and
+RNNFAST_CUDA_KERNEL=composite puts them in its place on a GPU. `forward` is a whole stack, `with_tangents` and `second`
+are its derivatives: plain torch that can be differentiated and transformed any number of times, where no kernel is.
 
 N rows: the (step, sequence) pairs, step by step. "Wide" is the dtype that sums and states have: float64 for float64,
 float32 for everything else. Arrays are in the dtype of the layer where nothing else is said.
@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast._backends.cpu import Inputs, Outputs, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.cells import CELLS, Cell
+from rnnfast._backends.types import Constants, Inputs, Outputs, SomeInputs, SomeOutputs, Stack
 
 
 class Sweep(NamedTuple):
@@ -27,7 +28,7 @@ class Sweep(NamedTuple):
     increasing; None: B sequences at each step. offsets (T+1) int64 on the device of the arrays: the first row of each
     step, given with batch_sizes."""
 
-    cell: int
+    cell_index: int
     D: int
     H: int
     P: int
@@ -35,6 +36,10 @@ class Sweep(NamedTuple):
     B: int
     batch_sizes: Tensor | None
     offsets: Tensor | None
+
+    @property
+    def cell(self) -> Cell:
+        return CELLS[self.cell_index]
 
     def steps(self, d: int) -> list[tuple[int, int]]:
         """First row and number of sequences of each step, in the order in which direction d takes them."""
@@ -46,13 +51,13 @@ class Sweep(NamedTuple):
 class ForwardArrays(NamedTuple):
     """What a forward sweep reads and writes."""
 
-    gates: Tensor  # (N,D,G,H) in: W_ih x + b_ih + b_hh; out, LSTM with cells: activated. Elman: the same memory as y
+    gates: Tensor  # (N,D,G,H) in: W_ih x + b_ih + b_hh; out, with cells: activated. Not saved: the same memory as y
     w_hh: Tensor  # (D,G*H,R)
     w_hr: Tensor | None  # (D,P,H)
     h0: Tensor | None  # (D,B,R); None: zeros
-    c: Tensor | None  # (D,B,H) wide, LSTM; in: c_0, out: c_n
-    cells: Tensor | None  # (N,D,H) out, LSTM; None: neither wanted nor the gates
-    m: Tensor | None  # (N,D,H) out, projected: o * tanh(c)
+    c: Tensor | None  # (D,B,H) wide, of a cell with c; in: c_0, out: c_n
+    cells: Tensor | None  # (N,D,H) out, of a cell with c; None: neither wanted nor the gates
+    m: Tensor | None  # (N,D,H) out, projected: the cell's output
     y: Tensor  # (N,D,R) out
     h_n: Tensor  # (D,B,R) out
 
@@ -60,18 +65,18 @@ class ForwardArrays(NamedTuple):
 class BackwardArrays(NamedTuple):
     """What a backward sweep reads and writes."""
 
-    gates: Tensor  # (N,D,G,H) activated; Elman: y
-    cells: Tensor | None  # (N,D,H), LSTM
+    gates: Tensor  # (N,D,G,H) activated; not saved: y
+    cells: Tensor | None  # (N,D,H), of a cell with c
     w_hh: Tensor  # (D,G*H,R)
     w_hr: Tensor | None  # (D,P,H)
     c0: Tensor | None  # (D,B,H); None: zeros
     dy: Tensor | None  # (N,D,R); None: zeros
     dh_n: Tensor | None  # (D,B,R); None: zeros
-    dc: Tensor | None  # (D,B,H) wide, LSTM; in: dL/dc_n, out: dL/dc_0
+    dc: Tensor | None  # (D,B,H) wide, of a cell with c; in: dL/dc_n, out: dL/dc_0
     dz: Tensor  # (N,D,G,H) out, dL/d pre-activations; in, if `add`: what to add to it
     dh: Tensor | None  # (N,D,P) out, projected: dL/d h_t
     dh0: Tensor  # (D,B,R) out
-    d_cells: Tensor | None  # (N,D,H) out, LSTM: dL/d c_t; None: not wanted
+    d_cells: Tensor | None  # (N,D,H) out, of a cell with c: dL/d c_t; None: not wanted
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -80,7 +85,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
     """Step by step, each direction in its own order."""
-    dtype = wide(a.y.dtype)
+    dtype, cell = wide(a.y.dtype), s.cell
     for d in range(s.D):
         w_hh = a.w_hh[d].to(dtype).T
         h = a.y.new_zeros((s.B, s.P or s.H), dtype=dtype)  # what recurs, as it was stored
@@ -88,34 +93,20 @@ def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
             h.copy_(a.h0[d])
         for row, n in s.steps(d):
             at = slice(row, row + n), d
-            z = a.gates[at].to(dtype) + (h[:n] @ w_hh).view(n, -1, s.H)  # (n,G,H)
-            if s.cell == 2:
-                assert a.c is not None
-                gates, c, out = lstm_step(z, a.c[d, :n])
+            gates = cell.activate(a.gates[at].to(dtype) + (h[:n] @ w_hh).view(n, -1, s.H))  # (n,G,H)
+            c = cell.carry(gates, None if a.c is None else a.c[d, :n])
+            m = cell.output(gates, c)
+            if a.c is not None and c is not None:
                 a.c[d, :n] = c
                 if a.cells is not None:
                     a.gates[at] = gates.to(a.gates.dtype)
                     a.cells[at] = c.to(a.y.dtype)
-            else:
-                out = elman_step(s.cell, z)
             if a.m is not None and a.w_hr is not None:
-                a.m[at] = out.to(a.y.dtype)
-                out = a.m[at].to(dtype) @ a.w_hr[d].to(dtype).T
-            a.y[at] = out.to(a.y.dtype)
+                a.m[at] = m.to(a.y.dtype)
+                m = a.m[at].to(dtype) @ a.w_hr[d].to(dtype).T
+            a.y[at] = m.to(a.y.dtype)
             h[:n] = a.y[at].to(dtype)
         a.h_n[d] = h.to(a.h_n.dtype)
-
-
-def elman_step(cell: int, z: Tensor) -> Tensor:
-    """h of pre-activations z (n,1,H)"""
-    return z[:, 0].relu() if cell == 1 else z[:, 0].tanh()
-
-
-def lstm_step(z: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gates (n,4,H), c_t and o * tanh(c_t) (n,H) of pre-activations z (n,4,H) and c_{t-1}."""
-    i, f, g, o = z[:, 0].sigmoid(), z[:, 1].sigmoid(), z[:, 2].tanh(), z[:, 3].sigmoid()
-    c = f * c + i * g
-    return torch.stack([i, f, g, o], 1), c, o * c.tanh()
 
 
 def sweep_backward(s: Sweep, a: BackwardArrays, add: bool) -> None:
@@ -134,19 +125,33 @@ def sweep_backward(s: Sweep, a: BackwardArrays, add: bool) -> None:
             if a.dh is not None and a.w_hr is not None:
                 a.dh[at] = into.to(a.dh.dtype)
                 into = a.dh[at].to(dtype) @ a.w_hr[d].to(dtype)
-            if s.cell == 2:
-                dz = _lstm_backward(s, a, d, at, _cells_before(s, a, d, k, steps), into)
-            else:
-                h = a.gates[at][:, 0].to(dtype)
-                dz = into * ((h > 0) if s.cell == 1 else 1 - h * h)
-            if add:
-                dz = dz.view(n, -1, s.H) + a.dz[at].to(dtype)
-            a.dz[at] = dz.view(n, -1, s.H).to(a.dz.dtype)
+            dz = _step_backward(s, a, d, k, steps, into)
+            a.dz[at] = (dz + a.dz[at].to(dtype) if add else dz).to(a.dz.dtype)
             dh[:n] = a.dz[at].flatten(1).to(dtype) @ w_hh
         a.dh0[d] = dh.to(a.dh0.dtype)
 
 
-def _cells_before(s: Sweep, a: BackwardArrays, d: int, k: int, steps: list[tuple[int, int]]) -> Tensor:
+def _step_backward(s: Sweep, a: BackwardArrays, d: int, k: int, steps: list[tuple[int, int]], dm: Tensor) -> Tensor:
+    """dz (n,G,H) of step k from dL/d output of the cell (n,H); dc becomes that of the step before."""
+    row, n = steps[k]
+    at = slice(row, row + n), d
+    gates = a.gates[at].to(dm.dtype)
+    with undisturbed(dm.device), torch.enable_grad():
+        if a.cells is None or a.dc is None:
+            _, pull, *_ = torch.func.vjp(lambda gates: s.cell.output(gates, None), gates)
+            return pull(dm)[0] * s.cell.slopes(gates)
+        _, pull, *_ = torch.func.vjp(s.cell.output, gates, a.cells[at].to(dm.dtype))
+        d_gates, dc = pull(dm)
+        dc = dc + a.dc[d, :n]
+        if a.d_cells is not None:
+            a.d_cells[at] = dc.to(a.d_cells.dtype)
+        _, pull, *_ = torch.func.vjp(s.cell.carry, gates, _cells_before(a, d, k, steps))
+        more, before = pull(dc)
+        a.dc[d, :n] = before
+        return (d_gates + more) * s.cell.slopes(gates)
+
+
+def _cells_before(a: BackwardArrays, d: int, k: int, steps: list[tuple[int, int]]) -> Tensor:
     """(n,H) wide: c of the step before step k, c_0 of the sequences that begin there."""
     assert a.cells is not None and a.dc is not None
     _, n = steps[k]
@@ -158,103 +163,134 @@ def _cells_before(s: Sweep, a: BackwardArrays, d: int, k: int, steps: list[tuple
     return first
 
 
-def _lstm_backward(s: Sweep, a: BackwardArrays, d: int, at: tuple[slice, int], before: Tensor, dh: Tensor) -> Tensor:
-    """dz (n,4,H) of dL/d(o * tanh(c)) (n,H)"""
-    assert a.cells is not None and a.dc is not None
-    n = len(dh)
-    i, f, g, o = a.gates[at].to(dh.dtype).unbind(1)
-    tanh_c = a.cells[at].to(dh.dtype).tanh()
-    dc = a.dc[d, :n] + dh * o * (1 - tanh_c * tanh_c)
-    if a.d_cells is not None:
-        a.d_cells[at] = dc.to(a.d_cells.dtype)
-    a.dc[d, :n] = dc * f
-    into = dc * g * i * (1 - i), dc * before * f * (1 - f), dc * i * (1 - g * g), dh * tanh_c * o * (1 - o)
-    return torch.stack(into, 1)
+# --- a whole stack and its derivatives --------------------------------------------------------------------------------
 
 
-# --- a whole stack and its tangents -----------------------------------------------------------------------------------
+def forward(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs, Tensor]:
+    """Outputs, and the pre-activations (L,D,N,G,H)."""
+    x = inputs.x.flatten(0, -2)  # (N,I)
+    counts = _counts(inputs.x, constants.batch_sizes)
+    h_n, c_n, zs = _lists(3)
+    for layer in range(stack.L):
+        ways = [_Way(stack, inputs, layer, d, counts).run(x) for d in range(stack.D)]
+        x = torch.cat([way.y for way in ways], 1)
+        for way in ways:
+            h_n.append(way.h)
+            c_n += [] if way.c is None else [way.c]
+            zs.append(way.z)
+        if constants.dropout is not None and layer < stack.L - 1:
+            x = x * constants.dropout[layer].flatten(0, -2)
+    y = x.reshape(*inputs.x.shape[:-1], x.size(-1))
+    z = torch.stack(zs).unflatten(0, (stack.L, stack.D))
+    return Outputs(y, torch.stack(h_n), torch.stack(c_n) if c_n else None), z
+
+
+class _Done(NamedTuple):
+    """One layer and direction: all outputs and pre-activations, the last states."""
+
+    y: Tensor  # (N,R)
+    z: Tensor  # (N,G,H)
+    h: Tensor  # (B,R)
+    c: Tensor | None  # (B,H)
+
+
+class _Way:
+    """One layer's way through time in one direction."""
+
+    def __init__(self, stack: Stack, inputs: Inputs, layer: int, d: int, counts: list[int]) -> None:
+        i = layer * stack.D + d
+        each = stack.weights_each(inputs.weights)
+        self.w_ih, self.w_hh, *rest = inputs.weights[i * each : (i + 1) * each]
+        self.biases = rest[:2] if stack.bias else []
+        self.H, R, P = stack.units(inputs.weights)
+        self.w_hr = rest[-1] if P else None
+        self.cell, self.counts, self.reverse = stack.cell, counts, d == 1
+        B, new_zeros = counts[0], inputs.x.new_zeros
+        self.h = new_zeros((B, R)) if inputs.h0 is None else inputs.h0[i]
+        self.c: Tensor | None = None
+        if self.cell.has_c:
+            self.c = new_zeros((B, self.H)) if inputs.c0 is None else inputs.c0[i]
+
+    def run(self, x: Tensor) -> _Done:
+        """x (N,I)"""
+        z = x @ self.w_ih.T
+        for bias in self.biases:
+            z = z + bias
+        y, zs = _lists(2)
+        for one in z.split(self.counts)[:: -1 if self.reverse else 1]:
+            n = len(one)
+            own = (one + _first(n, self.h) @ self.w_hh.T).unflatten(1, (self.cell.gates, self.H))
+            gates = self.cell.activate(own)
+            c = self.cell.carry(gates, None if self.c is None else _first(n, self.c))
+            h = self.cell.output(gates, c)
+            h = h if self.w_hr is None else h @ self.w_hr.T
+            self.h = _put_first(h, self.h)
+            if self.c is not None and c is not None:
+                self.c = _put_first(c, self.c)
+            y.append(h)
+            zs.append(own)
+        order = -1 if self.reverse else 1
+        return _Done(torch.cat(y[::order]), torch.cat(zs[::order]), self.h, self.c)
+
+
+def push_forward(
+    function: Callable[..., tuple[Tensor, ...]], at: Sequence[Tensor], along: Iterable[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Results of the function, and their derivative along a direction: the transpose of the gradients, which are linear
+    in the cotangents. (torch.func.jvp refuses to run within torch.autograd.forward_ad.)"""
+    results, pull, *_ = torch.func.vjp(function, *at)
+    _, push, *_ = torch.func.vjp(lambda *cotangents: pull(cotangents), *map(torch.zeros_like, results))
+    return results, push(tuple(along))
 
 
 def with_tangents(
-    stack: Stack, inputs: Inputs, tangents: SomeInputs, batch_sizes: Tensor | None, dropout: Tensor | None
+    stack: Stack, inputs: Inputs, tangents: SomeInputs, constants: Constants
 ) -> tuple[Outputs, Outputs, Tensor]:
     """Outputs, their derivative along `tangents` (None: zeros), that of the pre-activations (L,D,N,G,H)."""
-    x, x_dot = inputs.x.flatten(0, -2), _or_zeros(tangents.x, inputs.x).flatten(0, -2)  # (N,I)
-    H, R = inputs.weights[0].size(0) // stack.gates, inputs.weights[1].size(1)
-    counts = _counts(inputs.x, batch_sizes)
-    B, per = counts[0], len(inputs.weights) // (stack.L * stack.D)
-    h_n, c_n, h_n_dot, c_n_dot, z_dot = _lists(5)
-    for layer in range(stack.L):
-        ys, y_dots = _lists(2)
-        for d in range(stack.D):
-            k = layer * stack.D + d
-            own = slice(k * per, (k + 1) * per)
-            cell = _DualCell(stack, inputs.weights[own], tangents.weights[own])
-            h, h_dot = (_state(t, k, (B, R), x) for t in (inputs.h0, tangents.h0))
-            c, c_dot = (_state(t, k, (B, H), x) for t in (inputs.c0, tangents.c0))
-            steps = list(zip(counts, *(z.split(counts) for z in cell.project((x, x_dot))), strict=True))
-            y, y_dot, zs = _lists(3)
-            for n, *into in steps[:: -1 if d else 1]:
-                before = (_first(n, h), _first(n, h_dot)), (_first(n, c), _first(n, c_dot))
-                z, one, out = cell.step((into[0], into[1]), *before)
-                h, h_dot = _put_first(out[0], h), _put_first(out[1], h_dot)
-                c, c_dot = _put_first(one[0], c), _put_first(one[1], c_dot)
-                y.append(out[0])
-                y_dot.append(out[1])
-                zs.append(z)
-            for some, last in zip((h_n, h_n_dot, c_n, c_n_dot), (h, h_dot, c, c_dot), strict=True):
-                some.append(last)
-            for many, one_way in zip((ys, y_dots, z_dot), (y, y_dot, zs), strict=True):
-                many.append(torch.cat(one_way[:: -1 if d else 1]))
-        x, x_dot = torch.cat(ys, 1), torch.cat(y_dots, 1)
-        if dropout is not None and layer < stack.L - 1:
-            mask = dropout[layer].flatten(0, -2)
-            x, x_dot = x * mask, x_dot * mask
-    shape = *inputs.x.shape[:-1], stack.D * R
+    flat, moved = inputs.flat(), [v is not None for v in tangents.flat()]
 
-    def outputs(y: Tensor, h: list[Tensor], c: list[Tensor]) -> Outputs:
-        return Outputs(y.reshape(shape), torch.stack(h), torch.stack(c) if stack.lstm else None)
+    def run(*some: Tensor) -> tuple[Tensor, ...]:
+        here = Inputs.of(_placed(moved, some, flat))  # type: ignore[arg-type]
+        outputs, z = forward(stack, here, constants)
+        return *(t for t in outputs if t is not None), z
 
-    z_all = torch.stack(z_dot).reshape(stack.L, stack.D, -1, stack.gates, H)
-    return outputs(x, h_n, c_n), outputs(x_dot, h_n_dot, c_n_dot), z_all
+    at = [t for t, flag in zip(flat, moved, strict=True) if flag and t is not None]
+    along = [v for v in tangents.flat() if v is not None]
+    with undisturbed(inputs.x.device):
+        (*outputs, _), (*outputs_dot, z_dot) = push_forward(run, at, along)
+    return Outputs.of(outputs), Outputs.of(outputs_dot), z_dot
 
 
 def second(
     stack: Stack,
     inputs: Inputs,
     tangents: SomeInputs,
-    batch_sizes: Tensor | None,
-    dropout: Tensor | None,
+    constants: Constants,
     first: SomeOutputs,
     plain: SomeOutputs,
     wanted_first: Sequence[bool],
     wanted_plain: Sequence[bool],
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
-    """See kernels.second."""
+    """See Backend.second."""
     n, at = len(inputs.flat()), inputs.flat()
     triples = zip(tangents.flat(), at, wanted_first, strict=True)
-    both = [_or_zeros(v, t) if want and t is not None else v for v, t, want in triples] + at
+    both = [torch.zeros_like(t) if v is None and want and t is not None else v for v, t, want in triples] + at
     chosen = [want and t is not None for want, t in zip((*wanted_first, *wanted_plain), both, strict=True)]
-
-    def placed(some: Iterable[Tensor], others: Sequence[Tensor | None]) -> tuple[SomeInputs, SomeInputs]:
-        given = iter(some)
-        values = [next(given) if flag else other for flag, other in zip(chosen, others, strict=True)]
-        (x_dot, h0_dot, c0_dot, *weights_dot), (x, h0, c0, *weights) = values[:n], values[n:]
-        return SomeInputs(x_dot, h0_dot, c0_dot, weights_dot), SomeInputs(x, h0, c0, weights)
 
     def number(*some: Tensor) -> tuple[Tensor, list[Tensor]]:
         """<first, tangent outputs> + <plain, outputs>, and the tangent outputs themselves."""
-        along, here = placed(some, both)
-        outputs, outputs_dot, _ = with_tangents(stack, Inputs(*here), along, batch_sizes, dropout)  # type: ignore[arg-type]
+        values = _placed(chosen, some, both)
+        along, here = SomeInputs.of(values[:n]), Inputs.of(values[n:])  # type: ignore[arg-type]
+        outputs, outputs_dot, _ = with_tangents(stack, here, along, constants)
         pairs = zip((*first, *plain), (*outputs_dot, *outputs), strict=True)
         products = [(d * o).sum() for d, o in pairs if d is not None and o is not None]
         return sum(products, inputs.x.new_zeros(())), [o for o in outputs_dot if o is not None]
 
     given = [t for t, flag in zip(both, chosen, strict=True) if flag]
     with undisturbed(inputs.x.device):
-        S, pull, (y, h_n, *c_n) = torch.func.vjp(number, *given, has_aux=True)  # type: ignore[misc]  # aux is the third
-        grads = pull(torch.ones_like(S))
-    return Outputs(y, h_n, c_n[0] if c_n else None), *placed(grads, [None] * len(both))
+        S, pull, outputs_dot = torch.func.vjp(number, *given, has_aux=True)  # type: ignore[misc]  # aux is the third
+        grads = _placed(chosen, pull(torch.ones_like(S)), [None] * len(both))
+    return Outputs.of(outputs_dot), SomeInputs.of(grads[:n]), SomeInputs.of(grads[n:])
 
 
 @contextmanager
@@ -277,6 +313,12 @@ def _lists(count: int) -> list[list[Tensor]]:
     return [[] for _ in range(count)]
 
 
+def _placed(flags: Sequence[bool], some: Iterable[Tensor], others: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """`some` where a flag is set, `others` elsewhere."""
+    given = iter(some)
+    return [next(given) if flag else other for flag, other in zip(flags, others, strict=True)]
+
+
 def _counts(x: Tensor, batch_sizes: Tensor | None) -> list[int]:
     """Number of sequences at each step."""
     if batch_sizes is None:
@@ -291,69 +333,9 @@ def _counts(x: Tensor, batch_sizes: Tensor | None) -> list[int]:
     return counts
 
 
-def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
-
-
-def _state(states: Tensor | None, k: int, shape: tuple[int, int], like: Tensor) -> Tensor:
-    return like.new_zeros(shape) if states is None else states[k]
-
-
 def _first(n: int, states: Tensor) -> Tensor:
     return states if len(states) == n else states[:n]
 
 
 def _put_first(some: Tensor, states: Tensor) -> Tensor:
     return some if len(states) == len(some) else torch.cat([some, states[len(some) :]])
-
-
-_Dual = tuple[Tensor, Tensor]  # a value and its derivative along the direction
-_Weight = tuple[Tensor, Tensor | None]  # the same; None: zeros
-
-
-class _DualCell:
-    """One layer and direction, values and derivatives side by side."""
-
-    def __init__(self, stack: Stack, w: list[Tensor], w_dot: list[Tensor | None]) -> None:
-        self.stack = stack
-        pairs = list(zip(w, w_dot, strict=True))
-        self.w_ih, self.w_hh = pairs[:2]
-        self.biases = pairs[2:4] if stack.bias else []
-        self.w_hr = pairs[-1] if len(pairs) == (5 if stack.bias else 3) else None
-
-    def project(self, x: _Dual) -> _Dual:
-        """What enters the pre-activations (N,G*H) from outside."""
-        z, z_dot = self._product(x, self.w_ih)
-        for b, b_dot in self.biases:
-            z, z_dot = z + b, z_dot if b_dot is None else z_dot + b_dot
-        return z, z_dot
-
-    def step(self, z: _Dual, h: _Dual, c: _Dual) -> tuple[Tensor, _Dual, _Dual]:
-        """z_dot (n,G*H), c_t, h_t"""
-        zs = [a + b for a, b in zip(z, self._product(h, self.w_hh), strict=True)]
-        gates: list[_Dual] = list(zip(*(a.chunk(self.stack.gates, 1) for a in zs), strict=True))
-        if not self.stack.lstm:
-            return zs[1], c, _bend(torch.relu if self.stack.cell == 1 else torch.tanh, gates[0])
-        i, f, o = (_bend(torch.sigmoid, gates[k]) for k in (0, 1, 3))
-        g = _bend(torch.tanh, gates[2])
-        c = f[0] * c[0] + i[0] * g[0], f[1] * c[0] + f[0] * c[1] + i[1] * g[0] + i[0] * g[1]
-        t = _bend(torch.tanh, c)
-        m = o[0] * t[0], o[1] * t[0] + o[0] * t[1]
-        return zs[1], c, m if self.w_hr is None else self._product(m, self.w_hr)
-
-    @staticmethod
-    def _product(a: _Dual, w: _Weight) -> _Dual:
-        dot = a[1] @ w[0].T
-        return a[0] @ w[0].T, dot if w[1] is None else dot + a[0] @ w[1].T
-
-
-_SLOPE: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {  # of a nonlinearity, by its value
-    torch.tanh: lambda a: 1 - a * a,
-    torch.sigmoid: lambda a: a * (1 - a),
-    torch.relu: lambda a: (a > 0).to(a.dtype),
-}
-
-
-def _bend(f: Callable[[Tensor], Tensor], z: _Dual) -> _Dual:
-    a = f(z[0])
-    return a, _SLOPE[f](a) * z[1]

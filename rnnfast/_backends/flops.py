@@ -52,7 +52,7 @@ class Products:
         self.sweeps = []
         for i in range(ways):
             own = [2 * w.numel() for w in weights[i * self.per :][: self.per]]
-            hr = own[-1] if stack.projected(weights) else 0
+            hr = own[-1] if stack.units(weights)[2] else 0
             self.sweeps.append(_Sweep(N * own[0], N * own[1], N * hr, first[i % stack.D] * own[1]))
 
     def forward(self) -> int:

@@ -1,15 +1,14 @@
 """The kernels as torch.library ops, `rnnfast::forward`, `backward`, `tangent`, `second` and variants of them.
 
 Calls that somebody traces (torch.compile, torch.export, fake tensors, a counter of flops or any other dispatch mode) go
-through the ops, others straight to `kernels_for` their device: for a single streaming step the way through the
+through the ops, others straight to `backend_for` their device: for a single streaming step the way through the
 dispatcher would cost more than the step. The ops have no derivatives of their own; those are the business of
-`rnnfast._autograd.nodes` alone.
+`rnnfast._autograd` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,17 +19,36 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils.flop_counter import register_flop_formula
 
 from rnnfast._backends import cpu, cuda, flops
-from rnnfast._backends.cpu import Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.sizes import adjoints_per_row, reserve_per_row
+from rnnfast._backends.types import (
+    Backend,
+    Constants,
+    FusedBackend,
+    Inputs,
+    Outputs,
+    Past,
+    SavedGradients,
+    SomeInputs,
+    SomeOutputs,
+    Stack,
+)
 
 _library = torch.library.Library("rnnfast", "DEF")
+_FUSED: FusedBackend = cpu
 _STACK = "int cell, int layers, int directions, bool bias"
-_CALL = f"{_STACK}, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? dropout"
+_CONSTANTS = "Tensor? batch_sizes, Tensor? dropout, Tensor? resets"
+_CALL = f"{_STACK}, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, {_CONSTANTS}"
 _PAST = f"{_CALL}, Tensor y, Tensor reserve"
 _TANGENTS = "Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot, Tensor?[] weights_dot"
 
+# Where the arguments of a call end, those of a finished one, and its cotangents.
+_CALL_END = 4 + 4 + 3
+_PAST_END = _CALL_END + 2
+_COTANGENTS_END = _PAST_END + 3
 
-def kernels_for(x: Tensor) -> ModuleType:
-    """The functions of `rnnfast._backends.cpu` for tensors on the device of x. Refuses no tensor; the functions do."""
+
+def backend_for(x: Tensor) -> Backend:
+    """Of tensors on the device of x. Refuses no tensor; its functions do."""
     return cuda if x.is_cuda else cpu
 
 
@@ -38,32 +56,26 @@ def _cotangents(name: str) -> str:
     return f"Tensor? {name}_y, Tensor? {name}_h_n, Tensor? {name}_c_n"
 
 
-def _call(args: tuple) -> tuple[Stack, Inputs, Tensor | None, Tensor | None]:
-    return Stack(*args[:4]), Inputs(*args[4:8]), *args[8:10]
+def _call(args: tuple) -> tuple[Stack, Inputs, Constants]:
+    return Stack(*args[:4]), Inputs(*args[4:8]), Constants(*args[8:_CALL_END])
 
 
 def _past(args: tuple) -> Past:
-    return Past(*_call(args[:10]), *args[10:12])
+    return Past(*_call(args), *args[_CALL_END:_PAST_END])
 
 
 def _flat(past: Past) -> list[Any]:
-    return [*past.stack, *past.inputs, *past[2:]]
+    return [*past.stack, *past.inputs, *past.constants, past.y, past.reserve]
 
 
 def _present(tensors: Any) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
-def _outputs(some: list[Tensor]) -> Outputs:
-    y, h_n, *c_n = some
-    return Outputs(y, h_n, c_n[0] if c_n else None)
-
-
 def _unflatten(wanted: Any, some: Any) -> SomeInputs:
     """The gradients that were wanted, in their places."""
     given = iter(some)
-    x, h0, c0, *weights = (next(given) if want else None for want in wanted)
-    return SomeInputs(x, h0, c0, weights)
+    return SomeInputs.of(next(given) if want else None for want in wanted)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -82,91 +94,92 @@ def _directly(function: Callable[..., Any], x: Tensor, *args: Any) -> Any:
         return function(*args)
 
 
-def has_variants(x: Tensor) -> bool:
-    """Are there `forward_dual`, `backward_kept`, `backward_bent` and `second_local` for tensors like x?"""
-    return kernels_for(x) is cpu and _is_plain(x)
+def is_fused(x: Tensor) -> bool:
+    """Is there a FusedBackend for tensors like x, or ops for it?"""
+    return backend_for(x) is _FUSED and _is_plain(x)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
-def forward(
-    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, keep: bool
-) -> tuple[Outputs, Tensor | None]:
-    """See cpu.forward."""
+def forward(stack: Stack, inputs: Inputs, constants: Constants, keep: bool) -> tuple[Outputs, Tensor | None]:
+    """See Backend.forward."""
     if not is_traced(inputs.x):
-        return _directly(kernels_for(inputs.x).forward, inputs.x, stack, inputs, batch_sizes, dropout, keep)
-    some = torch.ops.rnnfast.forward(*stack, *inputs, batch_sizes, dropout, keep)
+        return _directly(backend_for(inputs.x).forward, inputs.x, stack, inputs, constants, keep)
+    some = torch.ops.rnnfast.forward(*stack, *inputs, *constants, keep)
     reserve = some.pop() if keep else None
-    return _outputs(some), reserve
+    return Outputs.of(some), reserve
 
 
 def _forward(*args):
-    functions = kernels_for(args[4])
-    forward = cuda.forward_by_sweeps if functions is cuda else functions.forward  # a reserve as large as the fake's
-    outputs, reserve = forward(*_call(args[:10]), args[10])
+    backend = backend_for(args[4])
+    forward = cuda.forward_by_sweeps if backend is cuda else backend.forward  # a reserve as large as the fake's
+    outputs, reserve = forward(*_call(args), args[_CALL_END])
     return _present((*outputs, reserve))
 
 
-def _outputs_fake(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> list[Tensor]:
+def _outputs_fake(stack: Stack, inputs: Inputs, constants: Constants) -> list[Tensor]:
     x, h0, _, weights = inputs
-    H, R = weights[0].size(0) // stack.gates, weights[1].size(1)
+    H, R, _ = stack.units(weights)
     B: int | torch.SymInt
-    if batch_sizes is None:
+    if constants.batch_sizes is None:
         B = x.size(1)
     else:  # how many sequences run at the first step is data, unless an initial state tells
         B = h0.size(1) if h0 is not None else torch.library.get_ctx().new_dynamic_size()
     outputs = [x.new_empty((*x.shape[:-1], stack.D * R)), x.new_empty((stack.L * stack.D, B, R))]
-    return outputs + [x.new_empty((stack.L * stack.D, B, H))] * stack.lstm
+    return outputs + [x.new_empty((stack.L * stack.D, B, H))] * stack.has_c
 
 
 def _forward_fake(*args):
-    stack, inputs, batch_sizes, _ = _call(args[:10])
-    outputs = _outputs_fake(stack, inputs, batch_sizes)
-    return [*outputs, *[_rows_fake(stack, inputs, cpu.reserve_per_row)] * args[10]]
+    stack, inputs, constants = _call(args)
+    outputs = _outputs_fake(stack, inputs, constants)
+    return [*outputs, *[_rows_fake(stack, inputs, reserve_per_row)] * args[_CALL_END]]
 
 
 def _rows_fake(stack: Stack, inputs: Inputs, per_row: Callable[[Stack, int, int], int]) -> Tensor:
     """So many numbers for each of the N rows."""
-    x, _, _, weights = inputs
-    H, R = int(weights[0].size(0)) // stack.gates, int(weights[1].size(1))  # fixed; T and B may be symbols
+    x = inputs.x
+    H, _, P = stack.units(inputs.weights)  # fixed; T and B may be symbols
     N = x.size(0) * x.size(1) if x.dim() == 3 else x.size(0)
-    return x.new_empty(N * per_row(stack, H, R if stack.projected(weights) else 0))
+    return x.new_empty(N * per_row(stack, H, P))
 
 
-def forward_dual(
-    stack: Stack, inputs: Inputs, batch_sizes: Tensor | None, dropout: Tensor | None, tangents: SomeInputs
-) -> tuple[Outputs, Outputs]:
-    """See cpu.forward_dual."""
+def forward_dual(stack: Stack, inputs: Inputs, constants: Constants, tangents: SomeInputs) -> tuple[Outputs, Outputs]:
+    """See FusedBackend.forward_dual."""
     if not is_traced(inputs.x):
-        return _directly(cpu.forward_dual, inputs.x, stack, inputs, batch_sizes, dropout, tangents)
-    some = torch.ops.rnnfast.forward_dual(*stack, *inputs, batch_sizes, dropout, *tangents[:3])
+        return _directly(_FUSED.forward_dual, inputs.x, stack, inputs, constants, tangents)
+    some = torch.ops.rnnfast.forward_dual(*stack, *inputs, *constants, *tangents[:3])
     half = len(some) // 2
-    return _outputs(some[:half]), _outputs(some[half:])
+    return Outputs.of(some[:half]), Outputs.of(some[half:])
 
 
 def _forward_dual(*args):
-    tangents = SomeInputs(*args[10:13], [None] * len(args[7]))
-    outputs, outputs_dot = cpu.forward_dual(*_call(args[:10]), tangents)
+    tangents = SomeInputs(*args[_CALL_END:], [None] * len(args[7]))
+    outputs, outputs_dot = _FUSED.forward_dual(*_call(args), tangents)
     return _present((*outputs, *outputs_dot))
 
 
 def _forward_dual_fake(*args):
-    return [t for _ in range(2) for t in _outputs_fake(*_call(args[:10])[:3])]
+    return [t for _ in range(2) for t in _outputs_fake(*_call(args))]
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
 def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
-    """See cpu.backward."""
+    """See Backend.backward."""
     if not is_traced(past.y):
-        return _directly(kernels_for(past.y).backward, past.y, past, cotangents, wanted, groups)
+        return _directly(backend_for(past.y).backward, past.y, past, cotangents, wanted, groups)
     return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
 
 
+def _given_cotangents(args: tuple) -> SomeOutputs:
+    return SomeOutputs(*args[_PAST_END:_COTANGENTS_END])
+
+
 def _backward(*args):
-    return _present(kernels_for(args[4]).backward(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
+    backend = backend_for(args[4])
+    return _present(backend.backward(_past(args), _given_cotangents(args), *args[_COTANGENTS_END:]).flat())
 
 
 def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Tensor]:
@@ -176,61 +189,61 @@ def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Ten
 
 
 def _backward_fake(*args):
-    return _gradients_fake(Inputs(*args[4:8]), *args[15:])
+    return _gradients_fake(Inputs(*args[4:8]), *args[_COTANGENTS_END:])
 
 
-def backward_kept(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
-    """See cpu.backward_kept."""
+def backward_adjoints(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
+    """See FusedBackend.backward_adjoints."""
     if not is_traced(past.y):
-        return _directly(cpu.backward_kept, past.y, past, cotangents, wanted)
-    *some, swept = torch.ops.rnnfast.backward_kept(*_flat(past), *cotangents, list(wanted))
-    return _unflatten(wanted, some), swept
+        return _directly(_FUSED.backward_adjoints, past.y, past, cotangents, wanted)
+    *some, adjoints = torch.ops.rnnfast.backward_adjoints(*_flat(past), *cotangents, list(wanted))
+    return _unflatten(wanted, some), adjoints
 
 
-def _backward_kept(*args):
+def _backward_adjoints(*args):
     past = _past(args)
-    grads, swept = cpu.backward_kept(past, SomeOutputs(*args[12:15]), args[15])
-    cpu.clear_padding(past, swept)  # makes equal calls give equal outputs, as is expected of an op
-    return _present((*grads.flat(), swept))
+    grads, adjoints = _FUSED.backward_adjoints(past, _given_cotangents(args), args[_COTANGENTS_END])
+    cpu.clear_padding(past, adjoints)  # makes equal calls give equal outputs, as is expected of an op
+    return _present((*grads.flat(), adjoints))
 
 
-def _backward_kept_fake(*args):
+def _backward_adjoints_fake(*args):
     inputs = Inputs(*args[4:8])
-    return [*_gradients_fake(inputs, args[15], 1), _rows_fake(Stack(*args[:4]), inputs, cpu.swept_per_row)]
+    adjoints = _rows_fake(Stack(*args[:4]), inputs, adjoints_per_row)
+    return [*_gradients_fake(inputs, args[_COTANGENTS_END], 1), adjoints]
 
 
-def backward_bent(past: Past, cotangents: SomeOutputs, reserve: Tensor, wanted: Any) -> SomeInputs:
-    """See cpu.backward_bent."""
+def backward_saved(past: Past, cotangents: SomeOutputs, d_reserve: Tensor, wanted: Any) -> SomeInputs:
+    """See FusedBackend.backward_saved."""
     if not is_traced(past.y):
-        return _directly(cpu.backward_bent, past.y, past, cotangents, reserve, wanted)
-    return _unflatten(wanted, torch.ops.rnnfast.backward_bent(*_flat(past), *cotangents, reserve, list(wanted)))
+        return _directly(_FUSED.backward_saved, past.y, past, cotangents, d_reserve, wanted)
+    return _unflatten(wanted, torch.ops.rnnfast.backward_saved(*_flat(past), *cotangents, d_reserve, list(wanted)))
 
 
-def _backward_bent(*args):
-    return _present(cpu.backward_bent(_past(args), SomeOutputs(*args[12:15]), *args[15:]).flat())
+def _backward_saved(*args):
+    return _present(_FUSED.backward_saved(_past(args), _given_cotangents(args), *args[_COTANGENTS_END:]).flat())
 
 
-def _backward_bent_fake(*args):
-    return _gradients_fake(Inputs(*args[4:8]), args[16], 1)
+def _backward_saved_fake(*args):
+    return _gradients_fake(Inputs(*args[4:8]), args[_COTANGENTS_END + 1], 1)
 
 
 # --- tangent ----------------------------------------------------------------------------------------------------------
 
 
 def tangent(past: Past, tangents: SomeInputs) -> Outputs:
-    """See cpu.tangent."""
+    """See Backend.tangent."""
     if not is_traced(past.y):
-        return _directly(kernels_for(past.y).tangent, past.y, past, tangents)
-    return _outputs(torch.ops.rnnfast.tangent(*_flat(past), *tangents))
+        return _directly(backend_for(past.y).tangent, past.y, past, tangents)
+    return Outputs.of(torch.ops.rnnfast.tangent(*_flat(past), *tangents))
 
 
 def _tangent(*args):
-    return _present(kernels_for(args[4]).tangent(_past(args), SomeInputs(*args[12:16])))
+    return _present(backend_for(args[4]).tangent(_past(args), SomeInputs(*args[_PAST_END:])))
 
 
 def _tangent_fake(*args):
-    past = _past(args)
-    return _outputs_fake(past.stack, past.inputs, past.batch_sizes)
+    return _outputs_fake(*_call(args))
 
 
 # --- second -----------------------------------------------------------------------------------------------------------
@@ -245,48 +258,53 @@ def second(
     wanted_plain: Any,
     groups: int = 1,
 ) -> tuple[Outputs, SomeInputs, SomeInputs]:
-    """See cpu.second."""
+    """See Backend.second."""
     if not is_traced(past.y):
         return _directly(
-            kernels_for(past.y).second, past.y, past, tangents, first, plain, wanted_first, wanted_plain, groups
+            backend_for(past.y).second, past.y, past, tangents, first, plain, wanted_first, wanted_plain, groups
         )
     wanted = list(wanted_first), list(wanted_plain)
-    some = iter(torch.ops.rnnfast.second(*_flat(past), *tangents, *first, *plain, *wanted, groups))
-    outputs = Outputs(next(some), next(some), next(some) if past.stack.lstm else None)
-    return outputs, _unflatten(wanted_first, some), _unflatten(wanted_plain, some)
-
-
-def second_local(past: Past, swept: Tensor, tangents: SomeInputs, wanted: Any) -> tuple[Outputs, SomeInputs, cpu.Bend]:
-    """See cpu.second_local."""
-    if not is_traced(past.y):
-        return _directly(cpu.second_local, past.y, past, swept, tangents, wanted)
-    *some, y, reserve = torch.ops.rnnfast.second_local(*_flat(past), swept, *tangents, list(wanted))
-    n = 3 if past.stack.lstm else 2
-    return _outputs(some[:n]), _unflatten(wanted, some[n:]), cpu.Bend(y, reserve)
-
-
-def _second_local(*args):
-    outputs, grads, bend = cpu.second_local(_past(args), args[12], SomeInputs(*args[13:17]), args[17])
-    return _present((*outputs, *grads.flat(), *bend))
-
-
-def _second_local_fake(*args):
-    past = _past(args)
-    grads = _gradients_fake(past.inputs, args[17], 1)
-    return [*_tangent_fake(*args), *grads, torch.empty_like(past.y), torch.empty_like(past.reserve)]
+    some = torch.ops.rnnfast.second(*_flat(past), *tangents, *first, *plain, *wanted, groups)
+    n = 2 + past.stack.has_c
+    grads = iter(some[n:])
+    return Outputs.of(some[:n]), _unflatten(wanted_first, grads), _unflatten(wanted_plain, grads)
 
 
 def _second(*args):
-    tangents, first, plain = SomeInputs(*args[12:16]), SomeOutputs(*args[16:19]), SomeOutputs(*args[19:22])
-    outputs, *grads = kernels_for(args[4]).second(_past(args), tangents, first, plain, *args[22:])
+    i = _PAST_END
+    tangents, first, plain = SomeInputs(*args[i : i + 4]), SomeOutputs(*args[i + 4 : i + 7]), args[i + 7 : i + 10]
+    outputs, *grads = backend_for(args[4]).second(_past(args), tangents, first, SomeOutputs(*plain), *args[i + 10 :])
     return _present((*outputs, *grads[0].flat(), *grads[1].flat()))
 
 
 def _second_fake(*args):
-    wanted_first, wanted_plain, groups = args[22:]
+    wanted_first, wanted_plain, groups = args[-3:]
     inputs = Inputs(*args[4:8])
     grads = [_gradients_fake(inputs, wanted, groups) for wanted in (wanted_first, wanted_plain)]
     return _tangent_fake(*args) + grads[0] + grads[1]
+
+
+def second_local(
+    past: Past, adjoints: Tensor, tangents: SomeInputs, wanted: Any
+) -> tuple[Outputs, SomeInputs, SavedGradients]:
+    """See FusedBackend.second_local."""
+    if not is_traced(past.y):
+        return _directly(_FUSED.second_local, past.y, past, adjoints, tangents, wanted)
+    *some, y, reserve = torch.ops.rnnfast.second_local(*_flat(past), adjoints, *tangents, list(wanted))
+    n = 2 + past.stack.has_c
+    return Outputs.of(some[:n]), _unflatten(wanted, some[n:]), SavedGradients(y, reserve)
+
+
+def _second_local(*args):
+    adjoints, *tangents, wanted = args[_PAST_END:]
+    outputs, grads, d_saved = _FUSED.second_local(_past(args), adjoints, SomeInputs(*tangents), wanted)
+    return _present((*outputs, *grads.flat(), *d_saved))
+
+
+def _second_local_fake(*args):
+    past = _past(args)
+    grads = _gradients_fake(past.inputs, args[-1], 1)
+    return [*_tangent_fake(*args), *grads, torch.empty_like(past.y), torch.empty_like(past.reserve)]
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -298,53 +316,58 @@ def _given(args: tuple) -> list[bool]:
     return [t is not None for t in (x, h0, c0, *weights)]
 
 
+def _moved(args: tuple) -> list[bool]:
+    """Of the tangents that follow a finished call."""
+    return _given(args[_PAST_END : _PAST_END + 4])
+
+
 class _Op(NamedTuple):
     schema: str
     run: Callable[..., list[Tensor]]
     fake: Callable[..., list[Tensor]]
-    flops: Callable[[flops.Products, tuple], int]  # of the arguments
+    flops: Callable[[flops.Products, tuple], int]  # of all arguments
 
 
 _D = _cotangents("d")
 _OPS = {
-    "forward": _Op(f"{_CALL}, bool keep", _forward, _forward_fake, lambda call, _: call.forward()),
+    "forward": _Op(f"{_CALL}, bool keep", _forward, _forward_fake, lambda call, args: call.forward()),
     "forward_dual": _Op(
         f"{_CALL}, Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot",
         _forward_dual,
         _forward_dual_fake,
-        lambda call, args: call.forward() + call.linear(_given((*args[10:], [None] * len(args[7])))),
+        lambda call, args: call.forward() + call.linear(_given((*args[_CALL_END:], [None] * len(args[7])))),
     ),
     "backward": _Op(
         f"{_PAST}, {_D}, bool[] wanted, int groups",
         _backward,
         _backward_fake,
-        lambda call, args: call.linear(args[15]),
+        lambda call, args: call.linear(args[-2]),
     ),
-    "backward_kept": _Op(
+    "backward_adjoints": _Op(
         f"{_PAST}, {_D}, bool[] wanted",
-        _backward_kept,
-        _backward_kept_fake,
-        lambda call, args: call.linear(args[15]),
+        _backward_adjoints,
+        _backward_adjoints_fake,
+        lambda call, args: call.linear(args[-1]),
     ),
-    "backward_bent": _Op(
+    "backward_saved": _Op(
         f"{_PAST}, {_D}, Tensor d_reserve, bool[] wanted",
-        _backward_bent,
-        _backward_bent_fake,
-        lambda call, args: call.linear(args[16]),
+        _backward_saved,
+        _backward_saved_fake,
+        lambda call, args: call.linear(args[-1]),
     ),
-    "tangent": _Op(f"{_PAST}, {_TANGENTS}", _tangent, _tangent_fake, lambda call, args: call.linear(_given(args[12:]))),
+    "tangent": _Op(f"{_PAST}, {_TANGENTS}", _tangent, _tangent_fake, lambda call, args: call.linear(_moved(args))),
     "second": _Op(
         f"{_PAST}, {_TANGENTS}, {_cotangents('first')}, {_cotangents('plain')}, "
         "bool[] wanted_first, bool[] wanted_plain, int groups",
         _second,
         _second_fake,
-        lambda call, args: call.linear(args[22]) + call.second(_given(args[12:16]), args[23]) + call.linear(args[23]),
+        lambda call, args: call.linear(args[-3]) + call.second(_moved(args), args[-2]) + call.linear(args[-2]),
     ),
     "second_local": _Op(
-        f"{_PAST}, Tensor swept, {_TANGENTS}, bool[] wanted",
+        f"{_PAST}, Tensor adjoints, {_TANGENTS}, bool[] wanted",
         _second_local,
         _second_local_fake,
-        lambda call, args: call.second(_given(args[13:17]), args[17]),
+        lambda call, args: call.second(_given(args[_PAST_END + 1 : -1]), args[-1]),
     ),
 }
 
@@ -357,7 +380,8 @@ def _define(name: str, op: _Op) -> None:
 
     @register_flop_formula(getattr(torch.ops.rnnfast, name), get_raw=True)
     def count(*args, out_val=None):
-        return op.flops(flops.Products(*_call(args[:10])[:3]), args)
+        stack, inputs, constants = _call(args)
+        return op.flops(flops.Products(stack, inputs, constants.batch_sizes), args)
 
 
 for _name, _op in _OPS.items():
@@ -372,5 +396,5 @@ def _forward_recorded(mode, *args):
             return torch.ops.rnnfast.forward.default._op_dk(DispatchKey.Python, *args)
         from rnnfast._backends import onnx  # defines ops of its own, which nobody else needs
 
-        reserve = [args[4].new_empty(0)] * args[10]  # for derivatives, which have no translation
-        return [*_present(onnx.forward(*_call(args[:10]))), *reserve]
+        reserve = [args[4].new_empty(0)] * args[_CALL_END]  # for derivatives, which have no translation
+        return [*_present(onnx.forward(*_call(args))), *reserve]

@@ -45,7 +45,7 @@ class Comparison:
 def compare(client: Client, rounds: int) -> Comparison:
     """Runs `client` once with each kind of layer for its results, then `rounds` times in turns for the time."""
     exact, by_torch = client(_to_float64)(), client(_leave)()
-    with mock.patch.object(rnnfast._autograd.nodes, "recurrent", wraps=rnnfast._autograd.nodes.recurrent) as recurrent:
+    with mock.patch.object(rnnfast._autograd.op, "recurrent", wraps=rnnfast._autograd.op.recurrent) as recurrent:
         ours = client(rnnfast.convert)()
     errors = {name: (_error(by_torch[name], exact[name]), _error(ours[name], exact[name])) for name in exact}
     worst = max(errors, key=lambda name: errors[name][1] / _allowed(errors[name][0]))

@@ -1,0 +1,165 @@
+"""Who runs one layer's way through time on a GPU: the extension `rnnfast._cuda` (csrc/cuda) or `composite.py`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnfast._backends import composite
+from rnnfast._backends.composite import BackwardArrays, ForwardArrays, Sweep
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def is_built() -> bool:
+    """Does this installation have the CUDA extension?"""
+    return importlib.util.find_spec("rnnfast._cuda") is not None
+
+
+class Composite:
+    """`composite.py`, in place of the extension."""
+
+    @staticmethod
+    def forward(s: Sweep, arrays: ForwardArrays) -> None:
+        composite.sweep_forward(s, arrays)
+
+    @staticmethod
+    def backward(s: Sweep, arrays: BackwardArrays, add: bool) -> None:
+        composite.sweep_backward(s, arrays, add)
+
+
+def sweeps_for(x: Tensor) -> Any:
+    if x.is_cpu or forced() == "composite":
+        return Composite
+    extension = load_extension()
+    return extension if extension.runs_on(x.device.index) else Composite
+
+
+def forced() -> str:
+    """The kernel that is forced, '' if none."""
+    return os.environ.get("RNNFAST_CUDA_KERNEL", "")
+
+
+class Extension:
+    """`rnnfast._cuda`: the kernel for each size is chosen by csrc/cuda/plan.cpp, RNNFAST_CUDA_KERNEL forces one."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.make_plan = lru_cache(maxsize=512)(module.Plan)  # of the same sizes on the same card
+        self.runs_on = lru_cache(maxsize=None)(self._runs_on)
+
+    def _runs_on(self, device: int) -> bool:
+        """Has this build code for the card? Warns if not."""
+        if self.module.runs_on(device):
+            return True
+        card = self.module.Card.of(device)
+        warnings.warn(
+            f"rnnfast was built without kernels for {torch.cuda.get_device_name(device)} (sm_{card.sm}): cuDNN and "
+            f"torch's operators run instead. RNNFAST_CUDA_ARCHS={card.sm} builds them, for sm_80 and later.",
+            stacklevel=2,
+        )
+        return False
+
+    def plan(self, s: Sweep, like: Tensor, backward: bool) -> Any:
+        sizes = s.H, s.P, s.B, s.D
+        return self.make_plan(self.place(like)[0], s.cell_index, number_of(like.dtype), *sizes, backward, forced())
+
+    def forward(self, s: Sweep, arrays: ForwardArrays) -> None:
+        self._run(self.module.forward, s, arrays, arrays.y, False)
+
+    def backward(self, s: Sweep, arrays: BackwardArrays, add: bool) -> None:
+        self._run(self.module.backward, s, arrays, arrays.dz, True, add)
+
+    def _run(
+        self, run: Any, s: Sweep, arrays: Sequence[Tensor | None], like: Tensor, backward: bool, *more: Any
+    ) -> None:
+        with on_device_of(like):
+            plan = self.plan(s, like, backward)
+            workspace = like.new_zeros(plan.workspace_bytes, dtype=torch.uint8)
+            steps = [0 if t is None else t.data_ptr() for t in (s.batch_sizes, s.offsets)]
+            addresses = [0 if t is None else t.data_ptr() for t in (*arrays, workspace)]
+            run(plan, self.place(like)[1], s.T, *steps, addresses, *more)
+
+    def upload(self, host: Tensor, there: Tensor) -> None:
+        with on_device_of(there):
+            self.module.upload(*self.place(there), host.data_ptr(), host.numel(), there.data_ptr())
+
+    @staticmethod
+    def place(x: Tensor) -> tuple[int, int]:
+        """Index of the device, and its current stream."""
+        return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of x the current one, as torch and the CUDA runtime count."""
+    return nullcontext() if x.is_cpu else torch.cuda.device(x.device)
+
+
+NUMBERS = {torch.float64: 0, torch.float32: 1, torch.float16: 3, torch.bfloat16: 4}
+TF32 = 2
+
+
+def number_of(dtype: torch.dtype) -> int:
+    """As the extension counts them. TF32 in the time loop where torch's own recurrent layers would take it."""
+    return TF32 if dtype == torch.float32 and takes_tf32() else NUMBERS[dtype]
+
+
+def takes_tf32() -> bool:
+    """Would cuDNN's recurrent layers take TF32 for float32?"""
+    rnn = getattr(torch.backends.cudnn, "rnn", None)  # since torch 2.9
+    return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
+
+
+_matmul_lock = threading.Lock()
+
+
+@contextmanager
+def products_as_cudnns(x: Tensor) -> Iterator[None]:
+    """The products of all rows in TF32 where cuDNN's are, whatever `torch.backends.cuda.matmul` says of others.
+
+    torch has no such switch for one product: for as long as this one is launched it holds for the process.
+    """
+    if x.dtype != torch.float32 or not x.is_cuda or not takes_tf32():
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    name, tf32 = ("fp32_precision", "tf32") if hasattr(torch.backends.cudnn, "rnn") else ("allow_tf32", True)
+    with _matmul_lock:
+        before = getattr(matmul, name)
+        setattr(matmul, name, tf32)
+        try:
+            yield
+        finally:
+            setattr(matmul, name, before)
+
+
+@lru_cache(maxsize=1)
+def load_extension() -> Extension:
+    if not is_built():
+        raise RuntimeError(
+            "rnnfast: this installation has no CUDA kernels. Install it with nvcc and RNNFAST_CUDA=on in the "
+            "environment (docs/cuda.md), or use rnnfast.revert(model) for torch's own layers."
+        )
+    return Extension(importlib.import_module("rnnfast._cuda"))
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A small int64 tensor, on the device; by the extension it comes with the launch, so that it needs no pinned memory
+    and is part of a captured graph."""
+    if device.type == "cpu":
+        return host
+    there = torch.empty_like(host, device=device)
+    if sweeps_for(there) is Composite:
+        return there.copy_(host)
+    load_extension().upload(host, there)
+    return there
