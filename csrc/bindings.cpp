@@ -20,12 +20,14 @@ T* at(Address address) {
 
 using Addresses = std::vector<Address>;
 
+std::pair<int, int> slots(const Slots& s) { return {s.first, s.count}; }
+
 void expect(const Addresses& addresses, size_t count) {
     if (addresses.size() != count) throw std::invalid_argument("wrong number of arrays");
 }
 
 Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t L, int64_t D, bool bias,
-                 Address batch_sizes) {
+                 Address batch_sizes, Address resets) {
     if (cell < 0 || cell >= int(cells().size())) throw std::invalid_argument("cell: expected an index in cells()");
     if (T < 1) throw std::runtime_error("Expected sequence length to be larger than 0 in RNN");  // torch's words
     if (B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && !cells()[cell].projects))
@@ -36,24 +38,24 @@ Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P
             if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B))
                 throw std::runtime_error("batch_sizes: expected positive numbers that do not increase, got " +
                                          std::to_string(sizes[t]) + " at step " + std::to_string(t));
-    return {&cells()[cell], T, B, I, H, P, L, D, bias, sizes};
+    return {&cells()[cell], T, B, I, H, P, L, D, bias, sizes, at<const uint8_t>(resets)};
 }
 
 // Arrays that always travel together, in this order.
 template <class P>
 struct InputArrays {  // x, h0, c0, then for each layer and direction w_ih, w_hh, b_ih, b_hh if biased, w_hr if
-                      // projected
+                      // projected, unit if the cell has unit parameters
     P x, h0, c0;
     std::vector<Parameters<P>> parameters;
 
     InputArrays(const Shape& s, const Addresses& a) {
-        const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
-        expect(a, 3 + each * s.L * s.D);
-        const auto get = [&](size_t i) { return reinterpret_cast<P>(a[i]); };
-        x = get(0), h0 = get(1), c0 = get(2);
-        for (size_t i = 3; i < a.size(); i += each)
-            parameters.push_back({get(i), get(i + 1), s.bias ? get(i + 2) : nullptr, s.bias ? get(i + 3) : nullptr,
-                                  s.P ? get(i + each - 1) : nullptr});
+        const bool unit = s.cell->unit_parameters;
+        expect(a, 3 + (2 + 2 * s.bias + !!s.P + unit) * s.L * s.D);
+        size_t i = 0;
+        const auto next = [&](bool there = true) { return there ? reinterpret_cast<P>(a[i++]) : nullptr; };
+        x = next(), h0 = next(), c0 = next();
+        while (i < a.size())  // in braces: one after the other
+            parameters.push_back({next(), next(), next(s.bias), next(s.bias), next(s.P), next(unit)});
     }
 };
 
@@ -111,7 +113,7 @@ void forward_dual_at(const Shape& s, int threads, const Addresses& inputs, Addre
     const Forward<T> call = forward_of<T>(s, inputs, dropout, outputs, 0);
     const Tangent<T> dot = tangent_of<T>(s, inputs_dot, outputs_dot);
     for (const auto& p : dot.parameters)
-        if (p.w_ih || p.w_hh || p.b_ih || p.b_hh || p.w_hr)
+        if (p.w_ih || p.w_hh || p.b_ih || p.b_hh || p.w_hr || p.unit)
             throw std::invalid_argument("values with tangents: expected none of the weights");
     const py::gil_scoped_release release;
     forward_dual(s, call, dot, threads);
@@ -207,7 +209,7 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "rnnfast's compiled core. Sizes and pointers only; see csrc/rnnfast.h.";
     py::class_<Shape>(m, "Shape")
         .def(py::init(&make_shape), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
-             py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"))
+             py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"), py::arg("resets") = 0)
         .def_property_readonly("rows", &Shape::rows)
         .def_property_readonly("reserve", [](const Shape& s) { return ReserveLayout::of_forward(s, s.rows()); })
         .def_property_readonly("adjoints", [](const Shape& s) { return AdjointLayout(s); });
@@ -215,9 +217,17 @@ PYBIND11_MODULE(_C, m) {
         .def_readonly("name", &Cell::name)
         .def_readonly("index", &Cell::index)
         .def_readonly("gates", &Cell::gates)
-        .def_readonly("has_state", &Cell::has_state)
+        .def_property_readonly("input_gates", [](const Cell& c) { return slots(c.input_gates); })
+        .def_property_readonly("recurrent_gates", [](const Cell& c) { return slots(c.recurrent_gates); })
+        .def_property_readonly("torch_gates",
+                               [](const Cell& c) { return std::vector<int>(c.torch_gates, c.torch_gates + c.gates); })
+        .def_property_readonly("state",
+                               [](const Cell& c) { return c.has_c()       ? "own"
+                                                          : c.carries_h() ? "output"
+                                                                          : "none"; })
         .def_readonly("saves_gates", &Cell::saves_gates)
-        .def_readonly("projects", &Cell::projects);
+        .def_readonly("projects", &Cell::projects)
+        .def_readonly("unit_parameters", &Cell::unit_parameters);
     m.def("cells", &cells);
     py::class_<ReserveLayout>(m, "ReserveLayout")
         .def_readonly("gates", &ReserveLayout::gates)
@@ -228,6 +238,7 @@ PYBIND11_MODULE(_C, m) {
     py::class_<AdjointLayout>(m, "AdjointLayout")
         .def_readonly("dz_stride", &AdjointLayout::dz_stride)
         .def_readonly("dz", &AdjointLayout::dz)
+        .def_readonly("dm", &AdjointLayout::dm)
         .def_readonly("dc", &AdjointLayout::dc)
         .def_readonly("size", &AdjointLayout::size);
     py::class_<Layout>(m, "Layout")

@@ -1,6 +1,6 @@
 // The whole surface of the C++ core: plain pointers and sizes, no torch, no Python.
 //
-// Dims legend: T steps, B batch, I input size, H hidden size, G gates,
+// Dims legend: T steps, B batch, I input size, H hidden size, G gates (slots of pre-activations), U unit parameters,
 // P proj_size, L layers, D directions. R is the size of h_t that recurs: P if projected, else H.
 // N rows: the (step, batch) pairs, step by step. Padded N = T*B; packed N = sum of the batch sizes.
 //
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cells/traits.h"
 #include "unit.h"
 
 namespace rnnfast {
@@ -19,11 +20,18 @@ namespace rnnfast {
 // What the drivers, the layouts and Python know of a cell; csrc/cells has the cells themselves.
 struct Cell {
     const char* name;
-    int index;         // in cells()
-    int gates;         // G
-    bool has_state;    // carries a state c from step to step beside h
-    bool saves_gates;  // a training pass saves its activated gates; else they are h itself
-    bool projects;     // may have W_hr
+    int index;               // in cells()
+    int gates;               // G
+    Slots input_gates;       // those that W_ih x + b_ih is added to
+    Slots recurrent_gates;   // those that W_hh h + b_hh is added to
+    const int* torch_gates;  // [G] which of the gates in torch's order of W_ih, or W_hh, a slot is
+    State state;
+    bool saves_gates;     // a training pass saves its activated gates; else they are h itself
+    bool projects;        // may have W_hr
+    int unit_parameters;  // U
+
+    bool has_c() const { return state == State::own; }
+    bool carries_h() const { return state == State::output; }
 };
 const std::vector<Cell>& cells();
 // Throws std::invalid_argument for a name that there is not.
@@ -36,8 +44,13 @@ struct Shape {
     int64_t L, D;
     bool bias;
     const int64_t* batch_sizes;  // (T), non-increasing, the first is B; nullptr: B at every step
+    // (N) not 0: this row begins an episode, which is as if it were a sequence of its own, in both directions. h0 and
+    // c0 are those of the episode that begins at step 0 without a reset there; others begin with zeros. nullptr: none.
+    const uint8_t* resets = nullptr;
 
     int64_t gates() const { return cell->gates; }                               // G
+    int64_t input_rows() const { return cell->input_gates.count * H; }          // of W_ih
+    int64_t recurrent_rows() const { return cell->recurrent_gates.count * H; }  // of W_hh
     int64_t recurrent() const { return P ? P : H; }                             // R
     int64_t input(int64_t layer) const { return layer ? D * recurrent() : I; }  // I of that layer
     int64_t rows() const;                                                       // N
@@ -46,11 +59,12 @@ struct Shape {
 // Parameters of one layer and direction, and with the same shapes their gradients (nullptr: not wanted).
 template <class P>
 struct Parameters {
-    P w_ih;  // (G*H, I)
-    P w_hh;  // (G*H, R)
-    P b_ih;  // (G*H) or nullptr
-    P b_hh;  // (G*H) or nullptr
+    P w_ih;  // (input_rows, I)
+    P w_hh;  // (recurrent_rows, R)
+    P b_ih;  // (input_rows) or nullptr
+    P b_hh;  // (recurrent_rows) or nullptr
     P w_hr;  // (P, H) or nullptr
+    P unit;  // (U, H) or nullptr
 };
 
 template <class T>
@@ -62,7 +76,7 @@ struct Forward {
     const T* dropout;                              // (L-1,N,D*R) scale on the output of each lower layer, or nullptr
     T* y;                                          // (N,D*R)
     T* h_n;                                        // (L*D,B,R)
-    T* c_n;                                        // (L*D,B,H), of a cell with a state
+    T* c_n;                                        // (L*D,B,H), of a cell that has c
     T* reserve;                                    // as ReserveLayout; nullptr: inference, nothing is saved
 };
 
@@ -112,7 +126,7 @@ struct Tangent {
     std::vector<Parameters<const T*>> parameters;  // [L*D]
     T* y;                                          // (N,D*R), out
     T* h_n;                                        // (L*D,B,R), out
-    T* c_n;                                        // (L*D,B,H), out, of a cell with a state
+    T* c_n;                                        // (L*D,B,H), out, of a cell that has c
 };
 
 // Run a whole stack of layers and directions on up to `threads` threads. Results do not depend on `threads`.

@@ -1,6 +1,7 @@
 """rnnfast's compiled core. Sizes and addresses (tensor.data_ptr(), 0: absent) only; see csrc/rnnfast.h."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 class Shape:
     def __init__(
@@ -14,7 +15,8 @@ class Shape:
         L: int,
         D: int,
         bias: bool,
-        batch_sizes: int,
+        batch_sizes: int,  # (T) int64
+        resets: int = 0,  # (N) bool: this row begins an episode
     ) -> None: ...
     @property
     def rows(self) -> int: ...
@@ -28,10 +30,14 @@ class Cell:
 
     name: str
     index: int
-    gates: int
-    has_state: bool
+    gates: int  # G slots of pre-activations
+    input_gates: tuple[int, int]  # first slot and number of those that W_ih fills
+    recurrent_gates: tuple[int, int]  # of those that W_hh fills
+    torch_gates: list[int]  # which of the gates of torch's W_ih and W_hh each slot is
+    state: Literal["none", "own", "output"]  # own: c beside h; output: h itself, also past W_hh
     saves_gates: bool
     projects: bool
+    unit_parameters: int  # U
 
 def cells() -> list[Cell]: ...
 
@@ -49,6 +55,7 @@ class AdjointLayout:
 
     dz_stride: int
     dz: int
+    dm: int
     dc: int
     size: int
 
@@ -61,7 +68,8 @@ class Layout:
 
 Addresses = list[int]
 
-# inputs: x, h0, c0, then the weights as in torch; outputs: y, h_n, c_n. Tangents, cotangents and gradients alike.
+# inputs: x, h0, c0, then the weights as in torch, and after those of each layer and direction the unit parameters (U,H)
+# if there are any; outputs: y, h_n, c_n. Tangents, cotangents and gradients alike.
 def forward_float32(
     shape: Shape,
     threads: int,

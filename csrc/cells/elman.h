@@ -33,8 +33,11 @@ struct Relu {
 template <class F>
 struct Elman {
     static constexpr const char* name = F::name;
-    static constexpr int gates = 1;
-    static constexpr bool has_state = false, saves_gates = false, projects = false;
+    static constexpr int gates = 1, unit_parameters = 0;
+    static constexpr Slots input_gates = {0, 1}, recurrent_gates = {0, 1};
+    static constexpr int torch_gates[] = {0};
+    static constexpr State state = State::none;
+    static constexpr bool saves_gates = false, projects = false;
 
     template <class Z, class A>
     static RNNFAST_CELL void activate(const Z (&z)[1], A (&a)[1]) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "elman.h"
+#include "gru.h"
+#include "leaky.h"
 #include "lstm.h"
 
 namespace rnnfast {
@@ -10,7 +12,7 @@ namespace {
 template <class... Cells>
 struct CellList {};
 
-using AllCells = CellList<Elman<Tanh>, Elman<Relu>, Lstm>;
+using AllCells = CellList<Elman<Tanh>, Elman<Relu>, Lstm, Gru, Leaky<Tanh>, Leaky<Relu>>;
 
 }  // namespace
 }  // namespace rnnfast

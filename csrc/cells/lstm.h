@@ -9,8 +9,11 @@ namespace {
 
 struct Lstm {
     static constexpr const char* name = "lstm";
-    static constexpr int gates = 4;
-    static constexpr bool has_state = true, saves_gates = true, projects = true;
+    static constexpr int gates = 4, unit_parameters = 0;
+    static constexpr Slots input_gates = {0, 4}, recurrent_gates = {0, 4};
+    static constexpr int torch_gates[] = {0, 1, 2, 3};
+    static constexpr State state = State::own;
+    static constexpr bool saves_gates = true, projects = true;
 
     // a: the gates of the pre-activations z
     template <class Z, class A>

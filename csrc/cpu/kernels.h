@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../cells/traits.h"
 #include "../unit.h"
 
 // Members that every instruction set's file sees must leave no shared copy behind: the linker would keep any one of
@@ -17,18 +18,19 @@ namespace rnnfast {
 //   gates > 1:  a panel holds one vector of units for each gate; the column of (gate, unit) is gate*size + unit.
 //   gates == 1: a panel holds neighbouring vectors; all panels have nearly the same width.
 struct Columns {
-    int64_t size;    // columns of one gate
-    int gates;       // 1 to 4
-    int lanes;       // numbers in a vector
-    int64_t panels;  // how many
+    int64_t size;       // columns of one gate
+    int gates;          // 1 to 4
+    int lanes;          // numbers in a vector
+    int64_t panels;     // how many
+    int64_t first = 0;  // where column 0 is in the rows of c and init
 
     RNNFAST_INLINE int64_t vectors() const { return (size + lanes - 1) / lanes; }
     RNNFAST_INLINE int64_t first_vector(int64_t panel) const { return gates > 1 ? panel : panel * vectors() / panels; }
     // Numbers that the packed panels of a (K, columns) matrix take.
     RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * K; }
 
-    static RNNFAST_INLINE Columns of_gates(int64_t size, int gates, int lanes) {
-        return {size, gates, lanes, (size + lanes - 1) / lanes};
+    static RNNFAST_INLINE Columns of_gates(int64_t size, const Slots& slots, int lanes) {
+        return {size, slots.count, lanes, (size + lanes - 1) / lanes, slots.first * size};
     }
     // At least `min_panels` panels if there are that many vectors, so that as many threads can share the work.
     static RNNFAST_INLINE Columns of_matrix(int64_t size, int lanes, int64_t min_panels) {
@@ -39,7 +41,8 @@ struct Columns {
     }
 };
 
-// c[r][j] = init[r][j] + sum_k a[r][k * a_stride] * W(k, j) for rows r in [0, rows), panels [panel0, panel1).
+// c[r][j] = init[r][j] + sum_k a[r][k * a_stride] * W(k, j) for rows r in [0, rows), panels [panel0, panel1), where
+// c and init are counted from columns.first on.
 template <class T>
 struct Product {
     int64_t rows;
@@ -53,28 +56,30 @@ struct Product {
     T* const* c;
 };
 
-// The same sum over two matrices that lie as they are, not packed: c[r][j] = init[r][j] + sum over both i of
-// sum_k a[i][r][k] * w[i][j * K[i] + k]. For so few rows that packing would cost more than it saves.
+// The same sum over two matrices that lie as they are, not packed: for column j of gate g, c[r][g * size + j] =
+// init[r][g * size + j] + sum over both i of sum_k a[i][r][k] * w[i][g][j * K[i] + k]. For so few rows that packing
+// would cost more than it saves.
 template <class T>
 struct DirectProduct {
     int64_t rows;
     int64_t K[2];  // 0: only the other one
     const T* const* a[2];
-    const T* w[2];
+    const T* const* w[2];  // [gates] each, where it lies; nullptr: this gate has only the other one
     Columns columns;
     int64_t panel0, panel1;
     const T* const* init;  // nullptr: zeros
     T* const* c;
 };
 
-// One step of a cell, see csrc/cells: the gates take the place of z, then they meet the state. A cell whose gate is h
-// itself has its z in the rows of h, and neither state nor other rows.
+// One step of a cell, see csrc/cells: the gates take the place of z, then they meet the state, which is c or h. A cell
+// whose gate is h itself has its z in the rows of h, and neither state nor other rows.
 template <class T>
 struct Step {
-    Product<T> product;      // into z rows (G,H)
-    const T* const* c_prev;  // rows (H)
-    T* const* c;             // rows (H), may be c_prev
+    Product<T> product;      // into the recurrent gates of z rows (G,H)
+    const T* const* c_prev;  // rows (H), of the state
+    T* const* c;             // rows (H), may be c_prev; only of c
     T* const* m;             // rows (H): h, or what is projected to h
+    const T* unit;           // (U,H)
 };
 
 // dm = product, then dz of the gates and dc of the step before.
@@ -82,11 +87,12 @@ template <class T>
 struct StepBackward {
     Product<T> product;      // into dm rows (H); K == 0: dm = init
     const T* const* gates;   // rows (G,H), activated
-    const T* const* c;       // rows (H)
-    const T* const* c_prev;  // rows (H)
-    T* const* dc;            // rows (H), in: dL/dc_t carried from t+1; out: dL/dc_{t-1}
-    T* const* dz;            // rows (G,H), of one gate also the rows of dm
-    T* const* dc_total;      // rows (H), all of dL/dc_t, or nullptr: not wanted
+    const T* const* c;       // rows (H); only of c
+    const T* const* c_prev;  // rows (H), of the state
+    T* const* dc;            // rows (H), in: dL/d state carried from t+1; out: the same of t-1
+    T* const* dz;            // rows (G+U,H): of the gates, then of the unit parameters; of one gate also the rows of dm
+    T* const* dc_total;      // rows (H), all of dL/d state, or nullptr: not wanted; of h may be dm
+    const T* unit;           // (U,H)
 };
 
 // Tangents of one step: z_dot = product, then c_dot and m_dot.
@@ -94,23 +100,27 @@ template <class T>
 struct StepTangent {
     Product<T> product;          // into z_dot rows (G,H), of one gate also the rows of m_dot
     const T* const* gates;       // rows (G,H), activated
-    const T* const* c_prev;      // rows (H)
-    const T* const* c_dot_prev;  // rows (H)
-    T* const* c_dot;             // rows (H)
+    const T* const* c_prev;      // rows (H), of the state
+    const T* const* c_dot_prev;  // rows (H), of the state
+    T* const* c_dot;             // rows (H); only of c
     T* const* m_dot;             // rows (H)
+    const T* unit;               // (U,H)
+    const T* unit_dot;           // (U,H)
 };
 
 // The same for a second derivative, along the gradients that a backward pass has left for c_t and m_t: what
-// dL/dc_t c_dot_t + dL/dm_t m_dot_t changes by with z_t (or with h_t, if that is the gate), c_t and c_{t-1}.
+// dL/dc_t c_dot_t + dL/dm_t m_dot_t changes by with z_t (or with h_t, if that is the gate), the states of t and t-1,
+// and the unit parameters.
 template <class T>
 struct StepSecond {
     StepTangent<T> tangent;
-    const T* const* c;   // rows (H)
-    const T* const* dc;  // rows (H), all of dL/dc_t
+    const T* const* c;   // rows (H); only of c
+    const T* const* dc;  // rows (H), all of dL/dc_t; only of c
     const T* const* dm;  // rows (H)
     T* const* d_gates;   // rows (G,H)
-    T* const* d_c;       // rows (H)
-    T* const* d_c_prev;  // rows (H), which is added to
+    T* const* d_c;       // rows (H), of the state
+    T* const* d_c_prev;  // rows (H), of the state, which is added to
+    T* const* d_unit;    // rows (U,H)
 };
 
 // A step and its tangents together: the product is that of `step`, of n rows of values and then as many of tangents.
@@ -179,9 +189,9 @@ struct Kernels {
     int lanes;
     int tile_rows;  // rows of c that one tile of the product holds
     // Put panels [panel0, panel1) of a (K, columns) matrix side by side; columns that fill up a vector are zeros.
-    // packed(k, j) = w[j * stride + k]
-    void (*pack_transposed)(const Columns&, int64_t K, const T* w, ptrdiff_t stride, int64_t panel0, int64_t panel1,
-                            T* packed);
+    // packed(k, j) = w[g][j * stride + k] for column j of gate g
+    void (*pack_transposed)(const Columns&, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+                            int64_t panel1, T* packed);
     // packed(k, j) = rows[k][j]
     void (*pack_rows)(const Columns&, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed);
     void (*product)(const Product<T>&);

@@ -41,10 +41,14 @@ auto with_number(Number number, const Run& run) {
     return run(one);
 }
 
-// Gates of the cells, and whether they may be projected.
+struct Traits {
+    int gates;
+    bool projects, runs;
+};
+
 template <class... Cells>
-std::vector<std::pair<int, bool>> traits_of(CellList<Cells...>) {
-    return {{Cells::gates, Cells::projects}...};
+std::vector<Traits> traits_of(CellList<Cells...>) {
+    return {{Cells::gates, Cells::projects, runs<Cells>}...};
 }
 
 Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward) {
@@ -52,7 +56,8 @@ Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B,
     if (cell < 0 || cell >= static_cast<int>(cells.size()) || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 ||
         H > INT32_MAX / 64 || P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
-    const auto [gates, projects] = cells[cell];
+    const auto [gates, projects, runs] = cells[cell];
+    if (!runs) throw std::invalid_argument("no kernel for this cell");
     if (P && !projects) throw std::invalid_argument("no projection of this cell");
     const Sweep sweep{cell, gates, 0, B, H, P, D, nullptr, nullptr};
     return {device, sweep, static_cast<Number>(number), backward, {}};

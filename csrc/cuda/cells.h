@@ -46,12 +46,16 @@ struct Scalar {
     __device__ friend Scalar if_positive(Scalar h, Scalar v) { return {h.x > 0 ? v.x : 0}; }
 };
 
+// Does a cell carry c beside h?
+template <class Cell>
+constexpr bool has_state = Cell::state == State::own;
+
 // Does a forward pass leave activated gates behind? `cells`: where states are kept, if they are wanted.
 template <class Cell>
 RNNFAST_BOTH bool saves_gates(const void* cells) {
-    static_assert(Cell::saves_gates || (Cell::gates == 1 && !Cell::has_state && !Cell::projects),
+    static_assert(Cell::saves_gates || (Cell::gates == 1 && !has_state<Cell> && !Cell::projects),
                   "the gate of a cell that saves none is h itself");
-    return Cell::saves_gates && (cells || !Cell::has_state);
+    return Cell::saves_gates && (cells || !has_state<Cell>);
 }
 
 }  // namespace rnnfast::cuda

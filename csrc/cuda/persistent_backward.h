@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
 #pragma unroll
     for (int e = 0; e < count; ++e) {
         const int b = my.first + my.offset(e);
-        dc[e] = {Cell::has_state && my.exists && b < B ? a.c[(int64_t(d) * B + b) * H + my.unit] : 0.f};
+        dc[e] = {has_state<Cell> && my.exists && b < B ? a.c[(int64_t(d) * B + b) * H + my.unit] : 0.f};
     }
     const auto load = [&](const DeviceSteps::Rows& rows, const DeviceSteps::Rows& before) {
 #pragma unroll
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
 #pragma unroll
             for (int gate = 0; gate < G; ++gate) loaded[e].gates[gate] = a.gates[(at * G + gate) * H + my.unit];
             loaded[e].dy = a.dy ? a.dy[at * H + my.unit] : narrow<S>(0.f);
-            if constexpr (Cell::has_state) {
+            if constexpr (has_state<Cell>) {
                 loaded[e].c = a.cells[at * H + my.unit];
                 const bool goes_on = b < before.count;
                 const S* const from =
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
 #pragma unroll
             for (int gate = 0; gate < G; ++gate) gates[e][gate] = {wide(loaded[e].gates[gate])};
             dy[e] = wide(loaded[e].dy);
-            if constexpr (Cell::has_state) {
+            if constexpr (has_state<Cell>) {
                 c[e] = {wide(loaded[e].c)};
                 c_before[e] = {wide(loaded[e].c_before)};
             }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
             dh += dy[e];
             // computed in any case, so that the sequences of a lane do not wait for each other
             V dz[G], dc_t = dc[e], dc_before = {};
-            if constexpr (Cell::has_state) dc_t = dc_t + Cell::state_gradient(gates[e], c[e], V{dh});
+            if constexpr (has_state<Cell>) dc_t = dc_t + Cell::state_gradient(gates[e], c[e], V{dh});
             Cell::backward(gates[e], c_before[e], c[e], V{dh}, dc_t, dz, dc_before);
             c[e] = dc_t;  // from here on dL/dc_t
             dc[e] = goes_on ? dc_before : dc[e];
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
                 const int64_t at = (now.first + b) * a.D + d;
 #pragma unroll
                 for (int gate = 0; gate < G; ++gate) a.dz[(at * G + gate) * H + my.unit] = narrow<S>(gates[e][gate].x);
-                if (Cell::has_state && a.d_cells) a.d_cells[at * H + my.unit] = narrow<S>(c[e].x);
+                if (has_state<Cell> && a.d_cells) a.d_cells[at * H + my.unit] = narrow<S>(c[e].x);
             }
             exchange.wait(reinterpret_cast<unsigned char*>(next), which ^ 1);
             which ^= 1;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
 #pragma unroll
     for (int e = 0; e < count; ++e) {
         const int b = my.first + my.offset(e);
-        if (Cell::has_state && my.exists && b < B) a.c[(int64_t(d) * B + b) * H + my.unit] = dc[e].x;
+        if (has_state<Cell> && my.exists && b < B) a.c[(int64_t(d) * B + b) * H + my.unit] = dc[e].x;
     }
 }
 

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
         const int64_t state = (int64_t(d) * B + b) * H + my.unit;
         const bool given = my.exists && b < B;
         h[e] = given && a.h0 ? a.h0[state] : narrow<S>(0.f);
-        c[e] = {Cell::has_state && given ? a.c[state] : 0.f};
+        c[e] = {has_state<Cell> && given ? a.c[state] : 0.f};
     }
     S next_z[count][G];  // as stored, so that nothing waits for them before they are used
     const auto load = [&](const DeviceSteps::Rows& rows) {
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
                     for (int gate = 0; gate < G; ++gate)
                         a.gates[(at * G + gate) * H + my.unit] = narrow<S>(z[e][gate].x);
                 }
-                if (Cell::has_state && a.cells) a.cells[at * H + my.unit] = narrow<S>(c[e].x);
+                if (has_state<Cell> && a.cells) a.cells[at * H + my.unit] = narrow<S>(c[e].x);
                 a.y[at * H + my.unit] = h[e];
             }
             exchange.wait(reinterpret_cast<unsigned char*>(next), which ^ 1);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(persistent_threads, 1)
         const int64_t state = (int64_t(d) * B + b) * H + my.unit;
         if (!my.exists || b >= B) continue;
         a.h_n[state] = h[e];
-        if (Cell::has_state) a.c[state] = c[e].x;
+        if (has_state<Cell>) a.c[state] = c[e].x;
     }
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "../cells/traits.h"
 #include "sweep.h"
 
 namespace rnnfast::cuda {
@@ -57,6 +58,11 @@ constexpr int k_batch = 4;               // tensor-core steps whose operands a w
 RNNFAST_BOTH constexpr int bytes_of(Number number) {
     return number == Number::float64 ? 8 : number == Number::float32 || number == Number::tf32 ? 4 : 2;
 }
+// Can the kernels run a cell: both products are for all of its gates, and no other state than c crosses steps.
+template <class Cell>
+constexpr bool runs = Cell::input_gates.count == Cell::gates && Cell::recurrent_gates.count == Cell::gates &&
+                      Cell::state != State::output && Cell::unit_parameters == 0;
+
 // The persistent kernels are for cells of so many gates. Others go by steps.
 RNNFAST_BOTH constexpr bool has_layout(int gates) { return gates == 1 || gates == 4; }
 // Forward, the rows of a warp are all gates of its units.

@@ -10,12 +10,15 @@ namespace rnnfast::cuda {
 // No tensor cores for these, so no persistent kernels either.
 constexpr bool by_steps_alone(Number number) { return number == Number::float64 || number == Number::float32; }
 
-// What run(Cell()) returns for the cell of an index in the list.
+// What run(Cell()) returns for the cell of an index in the list, which the kernels can run.
 template <class Run, class Cell, class... More>
 auto with_cell(CellList<Cell, More...>, int index, const Run& run) {
-    if constexpr (sizeof...(More) > 0)
-        if (index > 0) return with_cell(CellList<More...>(), index - 1, run);
-    return run(Cell());
+    if constexpr (!runs<Cell>)
+        return with_cell(CellList<More...>(), index - 1, run);
+    else if constexpr ((runs<More> || ...))
+        return index > 0 ? with_cell(CellList<More...>(), index - 1, run) : run(Cell());
+    else
+        return run(Cell());
 }
 
 template <Number number, class Cell, class Call>

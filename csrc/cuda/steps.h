@@ -105,10 +105,10 @@ __global__ void __launch_bounds__(step_threads, 1) step_forward(const StepArgs<T
     if (saves_gates<Cell>(a.cells))
         for (int gate = 0; gate < G; ++gate) a.gates[(at * G + gate) * H + i.unit] = narrow<T>(gates[gate].x);
     const int64_t state = (d * a.B + i.b) * H + i.unit;
-    if (Cell::has_state) c = {a.c[state]};
+    if (has_state<Cell>) c = {a.c[state]};
     const V m = Cell::combine(gates, c);
-    if (Cell::has_state) a.c[state] = c.x;
-    if (Cell::has_state && a.cells) a.cells[at * H + i.unit] = narrow<T>(c.x);
+    if (has_state<Cell>) a.c[state] = c.x;
+    if (has_state<Cell> && a.cells) a.cells[at * H + i.unit] = narrow<T>(c.x);
     if (a.projected)
         a.m[at * H + i.unit] = narrow<T>(m.x);
     else
@@ -142,7 +142,7 @@ __device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide
     const int64_t state = (d * a.B + i.b) * H + i.unit;
     V gates[G], dz[G], c = {}, c_before = {}, dc = {}, dc_before = {};
     for (int gate = 0; gate < G; ++gate) gates[gate] = {wide(a.gates[(at * G + gate) * H + i.unit])};
-    if constexpr (Cell::has_state) {
+    if constexpr (has_state<Cell>) {
         c = {wide(a.cells[at * H + i.unit])};
         if (i.b < a.before[d].count)
             c_before = {wide(a.cells[((a.before[d].first + i.b) * a.D + d) * H + i.unit])};
@@ -152,7 +152,7 @@ __device__ inline void cell_backward(const StepArgs<T>& a, const Thread& i, Wide
         if (a.d_cells) a.d_cells[at * H + i.unit] = narrow<T>(dc.x);
     }
     Cell::backward(gates, c_before, c, V{dm}, dc, dz, dc_before);
-    if (Cell::has_state) a.c[state] = dc_before.x;
+    if (has_state<Cell>) a.c[state] = dc_before.x;
     for (int gate = 0; gate < G; ++gate) {
         T& out = a.dz[(at * G + gate) * H + i.unit];
         out = narrow<T>(a.add ? dz[gate].x + wide(out) : dz[gate].x);

@@ -25,11 +25,21 @@ struct Case {
     int64_t T, B, I, H, P, L, D;
     bool bias, initial, dropout;
     std::vector<int64_t> batch_sizes;
+    std::vector<uint8_t> resets = {};
 
+    int64_t size(int64_t t) const { return batch_sizes.empty() ? B : batch_sizes[t]; }
+    bool reset(int64_t row) const { return !resets.empty() && resets[row]; }
     Shape shape() const {
-        return {&find_cell(cell), T, B, I, H, P, L, D, bias, batch_sizes.empty() ? nullptr : batch_sizes.data()};
+        const int64_t* sizes = batch_sizes.empty() ? nullptr : batch_sizes.data();
+        return {&find_cell(cell), T, B, I, H, P, L, D, bias, sizes, resets.empty() ? nullptr : resets.data()};
     }
 };
+
+std::vector<uint8_t> every_fifth_but_first(int64_t rows) {
+    std::vector<uint8_t> resets(rows);
+    for (int64_t row = 5; row < rows; row += 5) resets[row] = 1;
+    return resets;
+}
 
 const Case cases[] = {
     {"ones", "lstm", 1, 1, 1, 1, 0, 1, 1, true, false, false, {}},
@@ -47,6 +57,58 @@ const Case cases[] = {
     {"one step, long sums", "relu", 1, 19, 400, 18, 0, 1, 2, true, true, false, {}},
     {"wide", "tanh", 4, 6, 100, 130, 0, 2, 2, true, true, false, {}},
     {"long blocks", "lstm", 40, 9, 300, 12, 0, 1, 1, true, false, false, {}},
+    {"gru", "gru", 7, 13, 5, 19, 0, 1, 1, true, true, false, {}},
+    {"gru, deep both ways", "gru", 5, 4, 6, 33, 0, 3, 2, true, true, true, {}},
+    {"gru, packed", "gru", 6, 5, 3, 18, 0, 2, 2, true, true, true, {5, 5, 3, 3, 1, 1}},
+    {"gru, one", "gru", 1, 1, 1, 1, 0, 1, 1, true, true, false, {}},
+    {"gru, few rows", "gru", 2, 3, 5, 21, 0, 2, 2, false, true, false, {}},
+    {"gru, long sums", "gru", 2, 11, 500, 70, 0, 1, 1, true, false, false, {}},
+    {"leaky", "leaky_tanh", 7, 13, 5, 19, 0, 1, 1, true, true, false, {}},
+    {"leaky, deep both ways", "leaky_tanh", 5, 4, 6, 33, 0, 3, 2, false, true, true, {}},
+    {"leaky, packed", "leaky_relu", 6, 5, 3, 18, 0, 2, 2, true, true, true, {5, 5, 3, 3, 1, 1}},
+    {"leaky, few rows", "leaky_relu", 2, 3, 5, 21, 0, 1, 2, true, false, false, {}},
+    {"leaky, wide", "leaky_tanh", 4, 6, 100, 130, 0, 2, 2, true, true, false, {}},
+    {"resets", "lstm", 5, 4, 3, 19, 0, 2, 2, true, true, true, {}, {0, 1, 0, 1, 0, 0, 0, 0, 0, 1,
+                                                                    1, 1, 0, 0, 1, 0, 1, 0, 0, 0}},
+    {"resets, zeros", "lstm", 4, 3, 3, 21, 0, 1, 2, true, false, false, {}, {0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}},
+    {"resets, projected", "lstm", 4, 3, 3, 21, 5, 2, 2, true, true, false, {}, {1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1}},
+    {"resets, elman", "tanh", 5, 4, 3, 18, 0, 2, 2, true, true, false, {}, {0, 1, 0, 1, 0, 0, 0, 0, 0, 1,
+                                                                            1, 1, 0, 0, 1, 0, 1, 0, 0, 0}},
+    {"resets, relu", "relu", 3, 2, 3, 9, 0, 1, 2, true, true, false, {}, {0, 1, 1, 0, 0, 1}},
+    {"resets, gru", "gru", 5, 4, 3, 19, 0, 2, 2, true, true, true, {}, {0, 1, 0, 1, 0, 0, 0, 0, 0, 1,
+                                                                        1, 1, 0, 0, 1, 0, 1, 0, 0, 0}},
+    {"resets, gru, packed",
+     "gru",
+     6,
+     5,
+     3,
+     18,
+     0,
+     2,
+     2,
+     true,
+     true,
+     true,
+     {5, 5, 3, 3, 1, 1},
+     {0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 1}},
+    {"resets, lstm, packed",
+     "lstm",
+     6,
+     5,
+     3,
+     18,
+     0,
+     2,
+     2,
+     true,
+     true,
+     true,
+     {5, 5, 3, 3, 1, 1},
+     {0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 1}},
+    {"resets, leaky", "leaky_tanh", 5, 4, 3, 19, 0, 2, 2, true, true, true, {}, {0, 1, 0, 1, 0, 0, 0, 0, 0, 1,
+                                                                                 1, 1, 0, 0, 1, 0, 1, 0, 0, 0}},
+    {"resets, few rows", "gru", 3, 2, 3, 9, 0, 1, 2, true, true, false, {}, {0, 1, 1, 0, 0, 1}},
+    {"resets, blocks", "lstm", 70, 3, 2, 9, 0, 1, 2, true, true, false, {}, every_fifth_but_first(210)},
 };
 
 template <class T>
@@ -60,11 +122,11 @@ struct Arrays {
 
     Arrays(const Case& c, unsigned seed) : random_(seed) {
         const Shape s = c.shape();
-        const int64_t N = s.rows(), R = s.recurrent(), LD = s.L * s.D, GH = s.gates() * s.H;
+        const int64_t N = s.rows(), R = s.recurrent(), LD = s.L * s.D;
         x = draw(N * s.I);
         y = draw(N * s.D * R);
         h_n = draw(LD * s.B * R);
-        c_n = draw(s.cell->has_state ? LD * s.B * s.H : 0);
+        c_n = draw(s.cell->has_c() ? LD * s.B * s.H : 0);
         reserve = draw(ReserveLayout::of_forward(s, N).size);
         if (c.initial) h0 = draw(h_n.size()), c0 = draw(c_n.size());
         if (c.dropout) dropout = draw((s.L - 1) * N * s.D * R);
@@ -72,9 +134,10 @@ struct Arrays {
         dx = draw(x.size()), dh0 = draw(h0.size()), dc0 = draw(c0.size());
         for (int64_t l = 0; l < s.L; ++l)
             for (int64_t d = 0; d < s.D; ++d) {
-                std::vector<int64_t> sizes{GH * s.input(l), GH * R};
-                if (s.bias) sizes.insert(sizes.end(), {GH, GH});
+                std::vector<int64_t> sizes{s.input_rows() * s.input(l), s.recurrent_rows() * R};
+                if (s.bias) sizes.insert(sizes.end(), {s.input_rows(), s.recurrent_rows()});
                 if (s.P) sizes.push_back(s.P * s.H);
+                if (s.cell->unit_parameters) sizes.push_back(s.cell->unit_parameters * s.H);
                 for (const int64_t size : sizes) {
                     weights.push_back(draw(size, T(1 / std::sqrt(double(s.H)))));
                     gradients.push_back(draw(size));
@@ -84,11 +147,11 @@ struct Arrays {
 
     template <class P, class From>
     static std::vector<Parameters<P>> parameters(const Shape& s, From& from) {
-        const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
+        size_t i = 0;
+        const auto next = [&](bool there = true) -> P { return there ? from[i++].data() : nullptr; };
         std::vector<Parameters<P>> out;
-        for (size_t i = 0; i < from.size(); i += each)
-            out.push_back({from[i].data(), from[i + 1].data(), s.bias ? from[i + 2].data() : nullptr,
-                           s.bias ? from[i + 3].data() : nullptr, s.P ? from[i + each - 1].data() : nullptr});
+        while (i < from.size())
+            out.push_back({next(), next(), next(s.bias), next(s.bias), next(s.P), next(s.cell->unit_parameters)});
         return out;
     }
 
@@ -168,6 +231,8 @@ private:
     std::mt19937 random_;
 };
 
+bool has(const Slots& slots, int g) { return g >= slots.first && g < slots.first + slots.count; }
+
 bool is(const Shape& s, const char* cell) { return std::string(s.cell->name) == cell; }
 
 double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
@@ -176,16 +241,23 @@ double sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
 template <class T>
 void plain_step(const Shape& s, const Parameters<const T*>& p, int64_t I, const std::vector<double>& x,
                 std::vector<double>& h, std::vector<double>& c) {
-    const int64_t G = s.gates(), R = s.recurrent();
-    std::vector<double> z(G * s.H), m(s.H);
-    for (int64_t j = 0; j < G * s.H; ++j) {
-        z[j] = s.bias ? double(p.b_ih[j]) + double(p.b_hh[j]) : 0;
-        for (int64_t k = 0; k < I; ++k) z[j] += double(p.w_ih[j * I + k]) * x[k];
-        for (int64_t k = 0; k < R; ++k) z[j] += double(p.w_hh[j * R + k]) * h[k];
+    const int64_t R = s.recurrent(), rows = s.input_rows();  // as many of W_hh
+    std::vector<double> of_x(rows), of_h(rows), z(rows), m(s.H);
+    for (int64_t j = 0; j < rows; ++j) {
+        of_x[j] = s.bias ? double(p.b_ih[j]) : 0, of_h[j] = s.bias ? double(p.b_hh[j]) : 0;
+        for (int64_t k = 0; k < I; ++k) of_x[j] += double(p.w_ih[j * I + k]) * x[k];
+        for (int64_t k = 0; k < R; ++k) of_h[j] += double(p.w_hh[j * R + k]) * h[k];
+        z[j] = of_x[j] + of_h[j];
     }
     for (int64_t j = 0; j < s.H; ++j) {
         if (is(s, "tanh")) m[j] = std::tanh(z[j]);
         if (is(s, "relu")) m[j] = std::max(0.0, z[j]);
+        if (is(s, "leaky_tanh")) m[j] = (1 - double(p.unit[j])) * h[j] + double(p.unit[j]) * std::tanh(z[j]);
+        if (is(s, "leaky_relu")) m[j] = (1 - double(p.unit[j])) * h[j] + double(p.unit[j]) * std::max(0.0, z[j]);
+        if (is(s, "gru")) {  // rows r,z,n
+            const double r = sigmoid(z[j]), keep = sigmoid(z[s.H + j]);
+            m[j] = (1 - keep) * std::tanh(of_x[2 * s.H + j] + r * of_h[2 * s.H + j]) + keep * h[j];
+        }
         if (is(s, "lstm")) {
             c[j] = sigmoid(z[s.H + j]) * c[j] + sigmoid(z[j]) * std::tanh(z[2 * s.H + j]);
             m[j] = sigmoid(z[3 * s.H + j]) * std::tanh(c[j]);
@@ -208,25 +280,29 @@ std::vector<double> plain_forward(const Case& which, Arrays<T>& a) {
     const int64_t R = s.recurrent(), N = s.rows();
     const auto parameters = Arrays<T>::template parameters<const T*>(s, a.weights);
     std::vector<int64_t> first(s.T + 1, 0);
-    const auto size = [&](int64_t t) { return s.batch_sizes ? s.batch_sizes[t] : s.B; };
-    for (int64_t t = 0; t < s.T; ++t) first[t + 1] = first[t] + size(t);
+    for (int64_t t = 0; t < s.T; ++t) first[t + 1] = first[t] + which.size(t);
     std::vector<double> in(a.x.begin(), a.x.end()), out;
     for (int64_t l = 0; l < s.L; ++l) {
         const int64_t I = s.input(l);
         out.assign(N * s.D * R, 0);
         for (int64_t d = 0; d < s.D; ++d)
             for (int64_t b = 0; b < s.B; ++b) {
-                std::vector<double> h(R, 0), c(s.H, 0);
                 const int64_t state = (l * s.D + d) * s.B + b;
-                if (which.initial) std::copy_n(a.h0.begin() + state * R, R, h.begin());
-                if (which.initial && s.cell->has_state) std::copy_n(a.c0.begin() + state * s.H, s.H, c.begin());
-                for (int64_t step = 0; step < s.T; ++step) {
-                    const int64_t t = d ? s.T - 1 - step : step;
-                    if (b >= size(t)) continue;
-                    const int64_t row = first[t] + b;
-                    const std::vector<double> x(in.begin() + row * I, in.begin() + (row + 1) * I);
-                    plain_step(s, parameters[l * s.D + d], I, x, h, c);
-                    std::copy(h.begin(), h.end(), out.begin() + (row * s.D + d) * R);
+                int64_t last = 0;
+                while (last + 1 < s.T && b < which.size(last + 1)) ++last;
+                // Episode by episode, each a sequence of its own.
+                for (int64_t begin = 0, end; begin <= last; begin = end) {
+                    for (end = begin + 1; end <= last && !which.reset(first[end] + b);) ++end;
+                    std::vector<double> h(R, 0), c(s.H, 0);
+                    const bool initial = which.initial && begin == 0 && !which.reset(b);
+                    if (initial) std::copy_n(a.h0.begin() + state * R, R, h.begin());
+                    if (initial && s.cell->has_c()) std::copy_n(a.c0.begin() + state * s.H, s.H, c.begin());
+                    for (int64_t step = 0; step < end - begin; ++step) {
+                        const int64_t row = first[d ? end - 1 - step : begin + step] + b;
+                        const std::vector<double> x(in.begin() + row * I, in.begin() + (row + 1) * I);
+                        plain_step(s, parameters[l * s.D + d], I, x, h, c);
+                        std::copy(h.begin(), h.end(), out.begin() + (row * s.D + d) * R);
+                    }
                 }
             }
         in = out;
@@ -419,12 +495,13 @@ void check_groups(const Case& which, int threads) {
     }
 }
 
-// What the sweep leaves: dL/dz summed up over all rows is the gradient of the bias, dL/dc_t of the first step times its
-// forget gate is that of c_0; and all gradients are the same bits as without.
+// What the sweep leaves: dL/dz summed up over all rows is the gradient of the bias (and what follows it that of the
+// unit parameters), dL/dc_t of the first step times its forget gate is that of c_0; and all gradients are the same bits
+// as without.
 void check_swept(const Case& which, int threads) {
     const Shape s = which.shape();
     Arrays<double> plain(which, 9), asked(which, 9);
-    const int64_t N = s.rows(), GH = s.gates() * s.H;
+    const int64_t N = s.rows(), H = s.H;
     const AdjointLayout at(s);
     asked.swept.resize(at.size);
     for (auto* arrays : {&plain, &asked}) {
@@ -433,25 +510,39 @@ void check_swept(const Case& which, int threads) {
     }
     expect(plain.gradients == asked.gradients && plain.dx == asked.dx, "keeping the sweep changes nothing", which.name,
            8, threads, 0);
-    const size_t each = plain.gradients.size() / (s.L * s.D);
+    const auto parameters = Arrays<double>::parameters<const double*>(s, plain.gradients);
     double worst = 0;
     for (int64_t i = 0; i < s.L * s.D; ++i) {
-        for (int64_t j = 0; s.bias && j < GH; ++j) {
-            double sum = -plain.gradients[i * each + 2][j];
-            for (int64_t row = 0; row < N; ++row) sum += asked.swept[at.dz + (i * N + row) * at.dz_stride + j];
-            worst = larger(worst, std::abs(sum));
+        const auto compare = [&](const double* gradient, int64_t column) {  // of H units
+            for (int64_t j = 0; gradient && j < H; ++j) {
+                double sum = -gradient[j];
+                for (int64_t row = 0; row < N; ++row)
+                    sum += asked.swept[at.dz + (i * N + row) * at.dz_stride + column + j];
+                worst = larger(worst, std::abs(sum));
+            }
+        };
+        const Cell& cell = *s.cell;
+        for (int g = 0; s.bias && g < cell.gates; ++g) {
+            const int64_t row = cell.torch_gates[g] * H;
+            if (has(cell.input_gates, g)) compare(parameters[i].b_ih + row, g * H);
+            if (has(cell.recurrent_gates, g)) compare(parameters[i].b_hh + row, g * H);
         }
+        for (int u = 0; u < cell.unit_parameters; ++u) compare(parameters[i].unit + u * H, (cell.gates + u) * H);
         if (asked.dc0.empty()) continue;
         for (int64_t b = 0; b < s.B; ++b) {
-            // backwards, a sequence begins with its last step
+            if (which.reset(b)) continue;
+            // backwards, a sequence begins with the last step of its first episode
             int64_t row = b;
             if (i % s.D == 1)
-                for (int64_t t = 1; t < s.T && b < (s.batch_sizes ? s.batch_sizes[t] : s.B); ++t)
-                    row += s.batch_sizes ? s.batch_sizes[t - 1] : s.B;
-            for (int64_t j = 0; j < s.H; ++j) {
-                const double f = asked.reserve[(i * N + row) * GH + s.H + j];
-                const double dc = f * asked.swept[at.dc + (i * N + row) * s.H + j];
-                worst = larger(worst, std::abs(dc - asked.dc0[(i * s.B + b) * s.H + j]));
+                for (int64_t t = 1; t < s.T && b < which.size(t); ++t) {
+                    const int64_t next = row + which.size(t - 1);
+                    if (which.reset(next)) break;
+                    row = next;
+                }
+            for (int64_t j = 0; j < H; ++j) {
+                const double f = asked.reserve[((i * N + row) * 4 + 1) * H + j];
+                const double dc = f * asked.swept[at.dc + (i * N + row) * H + j];
+                worst = larger(worst, std::abs(dc - asked.dc0[(i * s.B + b) * H + j]));
             }
         }
     }
@@ -534,7 +625,7 @@ int main() {
                 check_forward<float>(which, threads);
                 check_forward<double>(which, threads);
                 check_backward(which, threads);
-                if (std::string(which.cell) != "relu")
+                if (std::string(which.cell).find("relu") == std::string::npos)
                     check_second(which, threads);  // relu bends where no difference is small
                 check_pre_activations(which, threads);
                 check_dual<float>(which, threads);

@@ -17,7 +17,7 @@
 namespace {
 
 using namespace rnnfast::cuda;
-using rnnfast::Elman, rnnfast::Lstm, rnnfast::Relu, rnnfast::Tanh;
+using rnnfast::Elman, rnnfast::Lstm, rnnfast::Relu, rnnfast::State, rnnfast::Tanh;
 
 int failures = 0;
 
@@ -30,7 +30,8 @@ void expect(bool holds, const char* what, const char* where) {
 // One gate and a state: c_t = a c_{t-1} + (1 - a) a, and h_t = c_t.
 struct Leaky {
     static constexpr int gates = 1;
-    static constexpr bool has_state = true, saves_gates = true, projects = false;
+    static constexpr State state = State::own;
+    static constexpr bool saves_gates = true, projects = false;
     template <class A>
     static void activate(const A (&z)[1], A (&a)[1]) {
         a[0] = sigmoid(z[0]);
@@ -54,7 +55,8 @@ struct Leaky {
 template <int G>
 struct Pairs {
     static constexpr int gates = G;
-    static constexpr bool has_state = false, saves_gates = true, projects = true;
+    static constexpr State state = State::none;
+    static constexpr bool saves_gates = true, projects = true;
     template <class A>
     static void activate(const A (&z)[G], A (&a)[G]) {
         for (int g = 0; g < G; g += 2) a[g] = sigmoid(z[g]), a[g + 1] = tanh(z[g + 1]);
@@ -109,9 +111,9 @@ std::vector<double> both_passes(const Case& c, const std::string& kernel) {
     };
     const auto none = [](int64_t count) { return std::vector<S>(count, narrow<S>(W(NAN))); };
     auto gates = draw(N * c.D * G * c.H), w_hh = draw(c.D * G * c.H * R), w_hr = draw(c.D * c.P * c.H);
-    auto h0 = draw(c.D * c.B * R), c0 = draw(Cell::has_state ? c.D * c.B * c.H : 0), dy = draw(N * c.D * R);
+    auto h0 = draw(c.D * c.B * R), c0 = draw(has_state<Cell> ? c.D * c.B * c.H : 0), dy = draw(N * c.D * R);
     auto dh_n = draw(c.D * c.B * R), dc_n = draw(c0.size()), z = draw(gates.size());
-    auto cells = none(Cell::has_state ? N * c.D * c.H : 0), m = none(c.P ? N * c.D * c.H : 0), h_n = none(h0.size());
+    auto cells = none(has_state<Cell> ? N * c.D * c.H : 0), m = none(c.P ? N * c.D * c.H : 0), h_n = none(h0.size());
     auto y = Cell::saves_gates ? none(N * c.D * R) : std::vector<S>();
     std::vector<W> state, d_state;
     for (const S x : c0) state.push_back(wide(x));
@@ -132,7 +134,7 @@ std::vector<double> both_passes(const Case& c, const std::string& kernel) {
     run_cell<number, Cell>(backward, s,
                            Backward{gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(),
                                     dh_n.data(), d_state.data(), dz.data(), dh.data(), dh0.data(),
-                                    Cell::has_state ? d_cells.data() : nullptr, workspace.data(), true},
+                                    has_state<Cell> ? d_cells.data() : nullptr, workspace.data(), true},
                            nullptr);
 
     std::vector<double> results;

@@ -80,7 +80,7 @@ constexpr const Tile<T>* tiles[] = {
 
 // Where one panel lies.
 struct Panel {
-    int64_t column;  // of its first vector
+    int64_t column;  // of its first vector, within a gate
     int vectors;
     ptrdiff_t stride;  // columns between its vectors
     int last_lanes;    // columns in its last vector (with gates: in each of them)
@@ -98,6 +98,11 @@ struct Panel {
     }
     int lanes(const Columns& columns, int v) const {
         return columns.gates > 1 || v == vectors - 1 ? last_lanes : columns.lanes;
+    }
+    // Vector v is of this gate, and begins with this one of its columns.
+    int gate(const Columns& columns, int v) const { return columns.gates > 1 ? v : 0; }
+    int64_t column_of(const Columns& columns, int v) const {
+        return columns.gates > 1 ? column : column + int64_t(v) * columns.lanes;
     }
 };
 
@@ -158,8 +163,8 @@ void run_product(const Product<T>& p, Done done) {
             for (int64_t row0 = 0, left = row_tiles; left; --left) {
                 const int rows = int(row0 < longer * (tile_rows + 1) ? tile_rows + 1 : tile_rows);
                 const Rows<const T*> a{p.a + row0, k0 * p.a_stride};
-                const Rows<const T*> start{init ? init + row0 : nullptr, panel.column};
-                const Rows<T*> c{p.c + row0, panel.column};
+                const Rows<const T*> start{init ? init + row0 : nullptr, p.columns.first + panel.column};
+                const Rows<T*> c{p.c + row0, p.columns.first + panel.column};
                 if (whole)
                     tiles<T>[rows - 1][panel.vectors - 1](k1 - k0, a, p.a_stride, slice, start, c, panel.stride);
                 else
@@ -178,18 +183,19 @@ void product(const Product<T>& p) {
     run_product(p, [](int64_t, int64_t, const Panel&, const Piece<T>&) {});
 }
 
-// Columns [j, j + count) of rows [r0, r0 + MR) of a direct product. The order of a sum does not depend on MR.
+// Columns [j, j + count) of one gate in rows [r0, r0 + MR) of a direct product. The order of a sum does not depend on
+// MR.
 template <class T, int MR>
-void direct_tile(const DirectProduct<T>& p, int64_t r0, int64_t j, int count) {
+void direct_tile(const DirectProduct<T>& p, int64_t r0, int gate, int64_t j, int count) {
     constexpr int V = lanes_of<T>, most = max_tile_vectors;
     Vec<T> partial[MR][most] = {};
     for (int i = 0; i < 2; ++i) {
         const int64_t K = p.K[i];
-        if (!K) continue;
+        if (!K || !p.w[i][gate]) continue;
         const T *a[MR], *w[most];
         for (int r = 0; r < MR; ++r) a[r] = p.a[i][r0 + r];
         // A ragged end computes its last column again in place of those that are not there.
-        for (int v = 0; v < most; ++v) w[v] = p.w[i] + (j + (v < count ? v : count - 1)) * K;
+        for (int v = 0; v < most; ++v) w[v] = p.w[i][gate] + (j + (v < count ? v : count - 1)) * K;
         const auto add = [&](int64_t k, auto lanes) {
             Vec<T> s[MR];
 #pragma GCC unroll 6
@@ -206,14 +212,15 @@ void direct_tile(const DirectProduct<T>& p, int64_t r0, int64_t j, int count) {
         for (; k + V <= K; k += V) add(k, AllLanes<V>());
         if (k < K) add(k, int(K - k));
     }
+    const int64_t at = gate * p.columns.size + j;
 #pragma GCC unroll 6
     for (int r = 0; r < MR; ++r)
         for (int v = 0; v < count; ++v)
-            p.c[r0 + r][j + v] = (p.init ? p.init[r0 + r][j + v] : T(0)) + sum<T>(partial[r][v]);
+            p.c[r0 + r][at + v] = (p.init ? p.init[r0 + r][at + v] : T(0)) + sum<T>(partial[r][v]);
 }
 
 template <class T>
-constexpr void (*direct_tiles[])(const DirectProduct<T>&, int64_t, int64_t, int) = {
+constexpr void (*direct_tiles[])(const DirectProduct<T>&, int64_t, int, int64_t, int) = {
     direct_tile<T, 1>, direct_tile<T, 2>, direct_tile<T, 3>,
 #if RNNFAST_VECTOR_BYTES == 64
     direct_tile<T, 4>, direct_tile<T, 5>, direct_tile<T, 6>,
@@ -228,10 +235,10 @@ void direct_product(const DirectProduct<T>& p) {
             const int lanes = panel.lanes(p.columns, v);
             for (int first = 0; first < lanes; first += max_tile_vectors) {
                 const int count = lanes - first < max_tile_vectors ? lanes - first : max_tile_vectors;
-                const int64_t j = panel.column + v * panel.stride + first;
+                const int64_t j = panel.column_of(p.columns, v) + first;
                 for (int64_t r = 0; r < p.rows; r += max_tile_rows) {
                     const int64_t rows = p.rows - r < max_tile_rows ? p.rows - r : max_tile_rows;
-                    direct_tiles<T>[rows - 1](p, r, j, count);
+                    direct_tiles<T>[rows - 1](p, r, panel.gate(p.columns, v), j, count);
                 }
             }
         }
@@ -257,14 +264,14 @@ inline void transpose_block(const T* from, ptrdiff_t from_stride, int lanes, int
 }
 
 template <class T>
-void pack_transposed(const Columns& columns, int64_t K, const T* w, ptrdiff_t stride, int64_t panel0, int64_t panel1,
-                     T* packed) {
+void pack_transposed(const Columns& columns, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+                     int64_t panel1, T* packed) {
     constexpr int V = lanes_of<T>;
     for (int64_t q = panel0; q < panel1; ++q) {
         const Panel panel(columns, q);
         const ptrdiff_t row = panel.vectors * V;
         for (int v = 0; v < panel.vectors; ++v) {
-            const T* from = w + (panel.column + v * panel.stride) * stride;
+            const T* from = w[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
             T* to = packed + panel.offset * K + v * V;
             for (int64_t k = 0; k < K; k += V)
                 transpose_block(from + k, stride, panel.lanes(columns, v), int(K - k < V ? K - k : V), to + k * row,

@@ -15,15 +15,16 @@ constexpr double cycles_per_activation = 25;  // one vector of a gate
 
 double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lanes, int bytes) {
     const double G = s.gates(), R = s.recurrent();
+    const double input = s.cell->input_gates.count, recurrent = s.cell->recurrent_gates.count;
     const double rows = double((s.B + plan.row_groups - 1) / plan.row_groups);
     const double tiles = double((int64_t(rows) + tile_rows - 1) / tile_rows);
     const int64_t vectors = (s.H + lanes - 1) / lanes;
     const double mine = double((vectors + plan.splits - 1) / plan.splits);  // vectors of units
     const double sweeps = s.D > plan.directions ? double(s.D) : 1;
     // a row of a tile costs one cycle for each vector, its panel's load about half a row
-    const double multiply = G * mine * (R + double(s.I)) * (rows + .5 * tiles);
+    const double multiply = mine * (recurrent * R + input * double(s.I)) * (rows + .5 * tiles);
     const double activate = G * mine * rows * cycles_per_activation;
-    const double weights = G * mine * lanes * R * bytes;
+    const double weights = recurrent * mine * lanes * R * bytes;
     const double stream = weights > near_cache ? weights / far_bytes_per_cycle : 0;
     const double wait = plan.splits > 1 ? cycles_per_barrier * (s.P ? 2 : 1) : 0;
     const double start = plan.threads() > 1 ? cycles_per_region / double(s.T * s.L) : 0;

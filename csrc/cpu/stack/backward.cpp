@@ -9,7 +9,8 @@ template <class T>
 class BackwardRun : public Products<T> {
     using Products<T>::s, Products<T>::R, Products<T>::N, Products<T>::sequence, Products<T>::kernel, Products<T>::cell,
         Products<T>::plan, Products<T>::everyone, Products<T>::group_barriers, Products<T>::trace, Products<T>::dropout,
-        Products<T>::gradients, Products<T>::GH, Products<T>::units, Products<T>::outputs, Products<T>::scratch;
+        Products<T>::gradients, Products<T>::GH, Products<T>::recurrent_rows, Products<T>::units, Products<T>::outputs,
+        Products<T>::scratch;
 
 public:
     // adjoints: as in backward().
@@ -27,7 +28,7 @@ public:
             to = {own.get(), own.get() + dz_size, nullptr, own.get() + dz_size + dm_size, at.dz_stride, false};
         }
         this->adjoints = {to.dz, to.dm, to.dc, to.dh, to.dz_stride, to.all};
-        if (s.cell->has_state) dc = Buffer<T>(s.D * s.B * s.H);
+        if (s.cell->state != State::none) dc = Buffer<T>(s.D * s.B * s.H);
         for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) d_hidden[i] = Buffer<T>(N * s.D * R);
         for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(s.B));
     }
@@ -57,9 +58,10 @@ private:
     void sweep(const Share& my, int64_t l, int64_t d) {
         const Direction way = this->direction(d);
         const Range columns = this->columns_of(units, this->my_panels(my, units));
-        if (s.cell->has_state)
+        if (dc)
             for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
-                copy_columns(dc_row(d, b), this->state(cotangents.c_n, l, d, b, s.H), columns);
+                copy_columns(dc_row(d, b), this->state(s.cell->has_c() ? cotangents.c_n : nullptr, l, d, b, s.H),
+                             columns);
         for (int64_t step = s.T - 1; step >= 0; --step) {
             const int64_t t = way.time(step);
             const Range batch = this->my_rows(my, t);
@@ -73,11 +75,26 @@ private:
                 cell_step(my, l, d, t, batch, unproject(my, l, d, t, batch));
             }
             if (cotangents.z) add_to_dz(my, l, d, t);
+            if (dc) begin_episodes(my, l, d, t, columns);
             group_barriers[my.group].wait();
         }
-        if (gradients.c0)  // dc is now that of c_0
+        if (T* const to = initial_gradient(l, d))
             for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
-                copy_columns(gradients.c0 + (this->index(l, d) * s.B + b) * s.H, dc_row(d, b), columns);
+                if (way.start(b) < 0) copy_columns(to + b * s.H, this->zeros.get(), columns);
+    }
+
+    // Where an episode begins, what is carried is the gradient of c0 (or h0), if they are its state, and ends.
+    void begin_episodes(const Share& my, int64_t l, int64_t d, int64_t t, const Range& columns) {
+        const Direction way = this->direction(d);
+        const Range batch = this->my_rows(my, t);
+        T* const to = initial_gradient(l, d);
+        // without resets only sequences that did not run before
+        const int64_t first = sequence.has_resets() ? 0 : sequence.size(t - way.stride());
+        for (int64_t b = std::max(batch.begin, first); b < batch.end; ++b) {
+            if (way.follows(t, b)) continue;
+            if (to && sequence.under_way(t, b)) copy_columns(to + b * s.H, dc_row(d, b), columns);
+            copy_columns(dc_row(d, b), this->zeros.get(), columns);
+        }
     }
 
     // dL/dh_t of the sequences in `batch`: from y_t and, carried on, from z_{t+1} (or h_n); then through the cell.
@@ -94,7 +111,8 @@ private:
             at.to[n] = s.P ? to.dh + (this->first_row(l, d) + row) * s.P : dm_row(l, d, row, b);
             at.init[n] = dy ? dy + (row * s.D + d) * R : nullptr;
             if (carried) {
-                at.a[n] = dz_row(l, d, sequence.row(t + way.stride()) + b);
+                at.a[n] = way.passes_on(t, b) ? this->recurrent_row(l, d, sequence.row(t + way.stride()) + b)
+                                              : this->zeros.get();
             } else {
                 const T* dh_n = this->state(cotangents.h_n, l, d, b, R);
                 for (int64_t j = columns.begin; j < columns.end; ++j)
@@ -103,13 +121,13 @@ private:
             }
         }
         const Product<T> product{n,
-                                 carried ? GH : 0,
+                                 carried ? recurrent_rows : 0,
                                  at.a.get(),
                                  1,
                                  outputs,
                                  panels.begin,
                                  panels.end,
-                                 this->h.get() + d * outputs.packed(GH),
+                                 this->h.get() + d * outputs.packed(recurrent_rows),
                                  dy || !carried ? at.init.get() : nullptr,
                                  at.to.get()};
         if (s.P)
@@ -151,15 +169,21 @@ private:
             const int64_t row = sequence.row(t) + b;
             at.gates[n] = trace.gates(s, N, l, d, row);
             at.dz[n] = dz_row(l, d, row);
-            if (!s.cell->has_state) continue;
+            if (!dc) continue;
+            at.dc[n] = dc_row(d, b);
+            if (s.cell->carries_h()) {
+                at.c_prev[n] = this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R,
+                                              this->state(trace.h0, l, d, b, R));
+                at.dc_total[n] = dm_row(l, d, row, b);
+                continue;
+            }
             const T* c = trace.c(s, N, i);
             at.c[n] = c + row * s.H;
             at.c_prev[n] = this->previous(way, t, b, c, s.H, this->state(trace.c0, l, d, b, s.H));
-            at.dc[n] = dc_row(d, b);
             if (to.all) at.dc_total[n] = to.dc + (i * N + row) * s.H;
         }
         cell.step_backward({product, at.gates.get(), at.c.get(), at.c_prev.get(), at.dc.get(), at.dz.get(),
-                            to.all ? at.dc_total.get() : nullptr});
+                            to.all ? at.dc_total.get() : nullptr, this->parameters[i].unit});
     }
 
     // Adds what reaches z_t from elsewhere than the outputs to the dz that this thread has just written.
@@ -193,17 +217,14 @@ private:
         });
     }
 
-    void add_biases(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread) override {
-        if (!to.b_ih && !to.b_hh) return;
-        auto& at = scratch[thread];
-        const Range mine = Range::part(GH, thread, plan.threads());
-        const auto row_of = [&](int64_t r) { return Products<T>::dz_row(l, d, at.block[r].row); };
-        const auto [left, stride] = this->together(at, n, mine, row_of, this->to.dz_stride);
-        for (T* bias : {to.b_ih, to.b_hh})
-            if (bias) kernel.add_rows(n, left, stride, mine.end - mine.begin, bias + mine.begin);
+    void add_vectors(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread) override {
+        const auto row_of = [&](int64_t r) { return Products<T>::dz_row(l, d, scratch[thread].block[r].row); };
+        this->for_vectors(to, thread, [&](const Range& columns, const Range& numbers, T* vector) {
+            this->add_rows(n, columns, row_of, this->to.dz_stride, thread, vector + numbers.begin);
+        });
     }
 
-    // One gate and nothing that outlives the step: its dm becomes dz where it is.
+    // One gate: its dm becomes dz where it is.
     bool dm_is_dz() const { return s.gates() == 1; }
     T* dz_row(int64_t l, int64_t d, int64_t row) const { return to.dz + (this->first_row(l, d) + row) * to.dz_stride; }
     T* dm_row(int64_t l, int64_t d, int64_t row, int64_t b) const {
@@ -211,6 +232,11 @@ private:
         return dm_is_dz() ? dz_row(l, d, row) : to.dm + (d * s.B + b) * s.H;
     }
     T* dc_row(int64_t d, int64_t b) const { return dc.get() + (d * s.B + b) * s.H; }
+    // (B,H) where the gradient goes that the state before all steps gets past W_hh, or nullptr
+    T* initial_gradient(int64_t l, int64_t d) const {
+        T* const to = s.cell->has_c() ? gradients.c0 : s.cell->carries_h() ? gradients.h0 : nullptr;
+        return to ? to + this->index(l, d) * s.B * s.H : nullptr;
+    }
     const T* output_gradient(int64_t l) const {  // (N,D*R) or nullptr
         return l == s.L - 1 ? cotangents.y : d_hidden[l % 2].get();
     }
@@ -218,7 +244,7 @@ private:
     const Cotangents<T>& cotangents;
     AdjointRows<T*> to;
     Buffer<T> own;           // of `to`, where nobody wants it
-    Buffer<T> dc;            // (D,B,H), of the step at hand
+    Buffer<T> dc;            // (D,B,H) dL/d state, of the step at hand; of a cell that has one
     Buffer<T> d_hidden[2];   // (N,D*R), dL/d output of the lower layers, by turns
     std::vector<Rows> rows;  // [threads]
 };

@@ -12,8 +12,8 @@ int64_t direct_rows(const Shape& s) { return s.T <= 2 ? std::clamp<int64_t>((s.I
 template <class T>
 class ForwardRun : public TimeRun<T> {
     using TimeRun<T>::s, TimeRun<T>::R, TimeRun<T>::G, TimeRun<T>::N, TimeRun<T>::sequence, TimeRun<T>::kernel,
-        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::gates, TimeRun<T>::projected,
-        TimeRun<T>::chunk_steps;
+        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::input_gates,
+        TimeRun<T>::recurrent_gates, TimeRun<T>::projected, TimeRun<T>::chunk_steps;
 
 public:
     // dot: the tangents to take along, or nullptr.
@@ -27,8 +27,7 @@ public:
         const int64_t rows_of_chunk = chunk_steps * halves * this->group_size();
         const bool inference = !call.reserve;
         for (int64_t i = 0; i < s.L * s.D; ++i)
-            weights.push_back(this->room_for(direct ? Parameters<const T*>{} : call.parameters[i], s.input(i / s.D), R,
-                                             gates, projected, s.H));
+            weights.push_back(this->room_for(direct ? Parameters<const T*>{} : call.parameters[i], s.input(i / s.D)));
         if (inference && s.cell->saves_gates)
             for (int g = 0; g < plan.directions * plan.row_groups; ++g)
                 z_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
@@ -41,7 +40,7 @@ public:
             const int64_t widest = std::max({s.I, s.D * R, G * s.H});
             nothing = Buffer<T>(widest);
             std::fill_n(nothing.get(), widest, T(0));
-            if (s.cell->has_state) states = Buffer<T>(s.D * N * s.H);
+            if (s.cell->has_c()) states = Buffer<T>(s.D * N * s.H);
         }
         for (int i = 0; i < plan.threads(); ++i) rows.push_back(Rows(rows_of_chunk));
     }
@@ -49,8 +48,9 @@ public:
 private:
     // Row pointers of one thread.
     struct Rows {
-        explicit Rows(int64_t n) : x(n), bias(n), h_prev(n), c_prev(n), z(n), c(n), m(n), y(n), c_dot(n) {}
-        Buffer<const T*> x, bias, h_prev, c_prev;
+        explicit Rows(int64_t n)
+            : x(n), bias(n), h_prev(n), c_prev(n), c_dot_prev(n), z(n), c(n), m(n), y(n), c_dot(n) {}
+        Buffer<const T*> x, bias, h_prev, c_prev, c_dot_prev;
         Buffer<T*> z, c, m, y, c_dot;
     };
 
@@ -67,16 +67,6 @@ private:
         if (l == s.L - 1) return half ? dot->y : call.y;
         return call.reserve ? call.reserve + reserve.hidden + l * N * s.D * R
                             : hidden[l % 2].get() + half * N * s.D * R;
-    }
-
-    // Inference carries the states in c_n, and so are those of tangents.
-    void start_sweep(const Share& my, int64_t l, int64_t d, const Range& units) override {
-        if (!s.cell->has_state || call.reserve) return;
-        for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
-            const int64_t at = (this->index(l, d) * s.B + b) * s.H;
-            copy_columns(call.c_n + at, this->state(call.c0, l, d, b, s.H), units);
-            if (dot) copy_columns(dot->c_n + at, this->state(dot->c0, l, d, b, s.H), units);
-        }
     }
 
     // z = W_ih x + b of the steps of a chunk. Leaves their z rows, step after step, in rows.z.
@@ -96,9 +86,10 @@ private:
                     to.z[n] = z_row(my, l, d, row, half, n);
                     ++n;
                 });
-        if (!direct)
-            kernel.product(
-                {n, I, to.x.get(), 1, gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
+        if (direct) return;
+        kernel.product(
+            {n, I, to.x.get(), 1, input_gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
+        this->start_others(input_gates, this->columns_of(input_gates, panels), n, to.bias.get(), to.z.get());
     }
 
     // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
@@ -114,7 +105,7 @@ private:
         const int64_t t = way.time(step), i = this->index(l, d);
         Rows& to = rows[my.thread];
         const int64_t count = h_previous(my, way, l, d, t, to);
-        if (s.cell->has_state) state_rows(my, way, l, d, t, to);
+        if (s.cell->has_c()) state_rows(my, way, l, d, t, to);
         const Range batch = this->my_rows(my, t);
         int64_t n = 0;
         for (int half = 0; half < halves; ++half)
@@ -125,10 +116,15 @@ private:
                           : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
                                          : m_step.get() + ((half * s.D + d) * s.B + b) * s.H;
             }
-        const Step<T> values{recurrence(l, d, to, count, first, panels), to.c_prev.get(), to.c.get(), to.m.get()};
+        const T* const* state = s.cell->carries_h() ? to.h_prev.get() : to.c_prev.get();
+        const Step<T> values{recurrence(l, d, to, count, first, panels), state, to.c.get(), to.m.get(),
+                             call.parameters[i].unit};
         if (dot) {
-            const StepTangent<T> tangents{
-                {}, values.product.c, values.c_prev, to.c_dot.get(), to.c_dot.get(), values.m + count / halves};
+            const int64_t half = count / halves;
+            const T* const* state_dot = s.cell->carries_h() ? state + half : to.c_dot_prev.get();
+            const StepTangent<T> tangents{{},          values.product.c, state,
+                                          state_dot,   to.c_dot.get(),   values.m + half,
+                                          values.unit, this->zeros.get()};
             cell.step_dual({values, tangents});
         } else {
             cell.step(values);
@@ -149,19 +145,21 @@ private:
         return n;
     }
 
-    // Where c_{t-1}, c_t and c_dot of the rows of step t are.
+    // Where c_{t-1}, c_t and their tangents are, of the rows of step t. Inference carries c in c_n, and tangents their
+    // own likewise.
     void state_rows(const Share& my, const Direction& way, int64_t l, int64_t d, int64_t t, Rows& to) const {
         const Range batch = this->my_rows(my, t);
         T* const history = state_history(l, d);
         int64_t n = 0;
         for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
-            const int64_t state = (this->index(l, d) * s.B + b) * s.H;
-            to.c_prev[n] = to.c[n] = call.c_n + state;
-            if (history) {
-                to.c_prev[n] = this->previous(way, t, b, history, s.H, this->state(call.c0, l, d, b, s.H));
-                to.c[n] = history + (sequence.row(t) + b) * s.H;
-            }
-            if (dot) to.c_dot[n] = dot->c_n + state;
+            const int64_t at = (this->index(l, d) * s.B + b) * s.H;
+            const T* c0 = this->state(call.c0, l, d, b, s.H);
+            to.c[n] = history ? history + (sequence.row(t) + b) * s.H : call.c_n + at;
+            to.c_prev[n] =
+                history ? this->previous(way, t, b, history, s.H, c0) : this->previous(way, t, b, call.c_n + at, 0, c0);
+            if (!dot) continue;
+            to.c_dot[n] = dot->c_n + at;
+            to.c_dot_prev[n] = this->previous(way, t, b, dot->c_n + at, 0, this->state(dot->c0, l, d, b, s.H));
         }
     }
 
@@ -171,17 +169,20 @@ private:
         T** z = to.z.get() + first;
         if (direct) {
             const Parameters<const T*>& p = call.parameters[i];
+            const auto ih = this->gates_of(p.w_ih, s.cell->input_gates, s.input(l)),
+                       hh = this->gates_of(p.w_hh, s.cell->recurrent_gates, R);
             kernel.direct_product({n,
                                    {s.input(l), R},
                                    {to.x.get() + first, to.h_prev.get()},
-                                   {p.w_ih, p.w_hh},
-                                   gates,
+                                   {ih.data(), hh.data()},
+                                   this->gate_columns({0, int(G)}),
                                    panels.begin,
                                    panels.end,
                                    to.bias.get(),
                                    z});
         }
-        return {n, direct ? 0 : R, to.h_prev.get(), 1, gates, panels.begin, panels.end, weights[i].h.get(), z, z};
+        return {n, direct ? 0 : R, to.h_prev.get(), 1, recurrent_gates, panels.begin, panels.end, weights[i].h.get(), z,
+                z};
     }
 
     // y = W_hr m, of all parts of the units.
@@ -193,7 +194,7 @@ private:
             kernel.direct_product({n,
                                    {s.H, 0},
                                    {to.m.get(), nullptr},
-                                   {call.parameters[i].w_hr, nullptr},
+                                   {&call.parameters[i].w_hr, nullptr},
                                    projected,
                                    r.begin,
                                    r.end,
@@ -214,7 +215,7 @@ private:
     void finish_sweep(const Share& my, int64_t l, int64_t d, const Range& units, const Range& outputs) override {
         const Direction way = this->direction(d);
         const int64_t i = this->index(l, d);
-        const T* const history = s.cell->has_state ? state_history(l, d) : nullptr;
+        const T* const history = s.cell->has_c() ? state_history(l, d) : nullptr;
         for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
             const int64_t t = way.end(b), row = sequence.row(t) + b;
             for (int half = 0; half < halves; ++half)

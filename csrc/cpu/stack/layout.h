@@ -8,7 +8,7 @@ namespace rnnfast {
 // Arrays for all rows of all layers, one after another in a block of `size` numbers; the offset of each.
 struct ReserveLayout {
     int64_t gates;   // (L,D,N,G,H) activated, of a cell that saves them; of gradients: those of the pre-activations
-    int64_t c;       // (L,D,N,H), of a cell with a state
+    int64_t c;       // (L,D,N,H), of a cell that has c
     int64_t m;       // (L,D,N,H), projected: outputs of the cell before W_hr
     int64_t hidden;  // (L-1,N,D*R) outputs of the layers below the top, before dropout
     int64_t size;
@@ -23,7 +23,7 @@ private:
         const int64_t units = s.L * s.D * N * s.H;
         gates = 0;
         c = gates + saved_gates * units;
-        m = c + (s.cell->has_state ? units : 0);
+        m = c + (s.cell->has_c() ? units : 0);
         hidden = m + (s.P ? units : 0);
         size = hidden + (s.L - 1) * N * s.D * s.recurrent();
     }
@@ -32,20 +32,21 @@ private:
 // What a backward pass carries through time.
 struct AdjointLayout {
     int64_t dz_stride;  // numbers from row to row of dz
-    int64_t dz;         // (L,D,N,G*H) dL/dz_t
+    int64_t dz;         // (L,D,N,(G+U)*H) dL/dz_t, then what step t adds to those of the unit parameters
     int64_t dm;         // (L,D,N,H) dL/d output of the cell
-    int64_t dc;         // (L,D,N,H) all of dL/dc_t, of a cell with a state
+    int64_t dc;         // (L,D,N,H) all of dL/dc_t, of a cell that has c
     int64_t dh;         // (L,D,N,P) dL/dh_t, projected
     int64_t size;
 
     explicit AdjointLayout(const Shape& s) : AdjointLayout(s, s.rows()) {}
     AdjointLayout(const Shape& s, int64_t N) {
-        const int64_t rows = s.L * s.D * N, GH = s.gates() * s.H;
-        dz_stride = (GH + 15) / 16 * 16 + 16;  // not a multiple of 4096 bytes: rows would fall on the same cache sets
+        const int64_t rows = s.L * s.D * N, width = (s.gates() + s.cell->unit_parameters) * s.H;
+        dz_stride =
+            (width + 15) / 16 * 16 + 16;  // not a multiple of 4096 bytes: rows would fall on the same cache sets
         dz = 0;
         dm = dz + rows * dz_stride;
         dc = dm + rows * s.H;
-        dh = dc + (s.cell->has_state ? rows * s.H : 0);
+        dh = dc + (s.cell->has_c() ? rows * s.H : 0);
         size = dh + rows * s.P;
     }
 };
@@ -61,7 +62,7 @@ template <class T>
 void add_saved(const Shape& s, const T* block, Cotangents<T>& to) {
     const ReserveLayout at = ReserveLayout::of_forward(s, s.rows());
     if (s.cell->saves_gates) to.z = block + at.gates;
-    if (s.cell->has_state) to.c = block + at.c;
+    if (s.cell->has_c()) to.c = block + at.c;
     if (s.P) to.m = block + at.m;
     to.hidden = block + at.hidden;
 }

@@ -1,6 +1,6 @@
 // What a backward pass does when a layer's sweep through time has left dz (N,G*H): everything else is one matrix
-// product each over all N rows, dx = dz W_ih, dh_0 = dz W_hh, dW = dz^T [x, h]. The second derivative has the same
-// products with tangents in the place of x, h and W.
+// product each over all N rows, dx = dz W_ih, dh_0 = dz W_hh, dW = dz^T [x, h], with those gates of dz that W is for.
+// The second derivative has the same products with tangents in the place of x, h and W.
 #pragma once
 
 #include <utility>
@@ -40,6 +40,8 @@ protected:
     // of each finished block.
     template <class Then>
     void input_gradient(int64_t l, int thread, T* dx, bool add, const Then& then);
+    // dh0 = dz W_hh of the step that each h0 enters; of a cell that carries h, added to what reaches h0 past W_hh,
+    // which is there already.
     void initial_output_gradient(const Share& my, int64_t l, int64_t d);
     void weight_gradients(int64_t l, int64_t d, int thread);
 
@@ -47,6 +49,13 @@ protected:
     int64_t first_row(int64_t l, int64_t d) const { return (adjoints.all ? this->index(l, d) : d) * N; }
     const T* dz_row(int64_t l, int64_t d, int64_t row) const {
         return adjoints.dz + (first_row(l, d) + row) * adjoints.dz_stride;
+    }
+    // The part of it that is W_ih's, or W_hh's.
+    const T* input_row(int64_t l, int64_t d, int64_t row) const {
+        return dz_row(l, d, row) + s.cell->input_gates.first * s.H;
+    }
+    const T* recurrent_row(int64_t l, int64_t d, int64_t row) const {
+        return dz_row(l, d, row) + s.cell->recurrent_gates.first * s.H;
     }
     const T* dh_row(int64_t l, int64_t d, int64_t row) const { return adjoints.dh + (first_row(l, d) + row) * s.P; }
 
@@ -72,21 +81,23 @@ protected:
     const T* const dropout;
     const Gradients<T>& gradients;
     AdjointRows<const T*> adjoints;
-    const int64_t GH;
+    const int64_t GH, input_rows, recurrent_rows;
     const Columns units, outputs;  // of W_hr or the cell (H); of h (R)
-    Buffer<T> x, h, hr;            // (D, ...) packed W_ih (G*H,I), W_hh (G*H,R), W_hr (P,H), of the layer at hand
+    Buffer<T> x, h, hr;            // (D, ...) packed W_ih (rows,I), W_hh (rows,R), W_hr (P,H), of the layer at hand
     std::vector<Scratch> scratch;  // [threads]
 
 private:
-    // What the first n rows in a thread's block add to the gradients of the biases.
-    virtual void add_biases(const Parameters<T*>&, int64_t /*l*/, int64_t /*d*/, int64_t /*n*/, int /*thread*/) {}
+    // What the first n rows in a thread's block add to the gradients of the biases and of the unit parameters.
+    virtual void add_vectors(const Parameters<T*>&, int64_t l, int64_t d, int64_t n, int thread) = 0;
 
-    void pack_share(const Columns& columns, int64_t K, const T* w, int64_t stride, int thread, T* packed);
+    void pack_share(const Columns& columns, int64_t K, const T* const* rows, int thread, T* packed);
+    template <class P>
+    void rows_of_gates(const Slots& slots, const Range& columns, P* w, int64_t width, P** to) const;
     void group_gradients(int64_t l, int64_t d, int64_t group, int thread);
     void add_block(const Parameters<T*>& to, int64_t l, int64_t d, int64_t n, int thread, bool first);
-    template <class RowOf>
-    void add_outer(int thread, int64_t rows, int64_t width, int64_t n, const RowOf& row_of, int64_t stride, bool first,
-                   T* w);
+    template <class RowOf, class FindRows>
+    void add_outer(int thread, int64_t rows, int64_t width, int64_t n, const RowOf& row_of, int64_t stride,
+                   const FindRows& find_rows, bool first);
 
     const T* input(int64_t l) const {  // (N,I of the layer) or nullptr
         return l == 0 ? trace.x : dropout ? dropped.get() : trace.output(s, N, l - 1);
@@ -94,12 +105,32 @@ private:
 
     Buffer<T> dropped;  // (N,D*R), input of the layer at hand after dropout
 
-protected:
     // Columns of n rows, and how far apart the rows are. Those of all groups lie side by side, those of one are put
     // together.
     template <class RowOf>
     std::pair<const T*, int64_t> together(Scratch& at, int64_t n, const Range& columns, const RowOf& row_of,
                                           int64_t stride);
+
+protected:
+    // Calls body(columns of dz, numbers of the vector, vector) for a thread's part of each vector among the gradients.
+    template <class Body>
+    void for_vectors(const Parameters<T*>& to, int thread, const Body& body) const {
+        const auto part = [&](int64_t size) { return Range::part(size, thread, plan.threads()); };
+        for (const auto& [bias, slots] : {std::pair(to.b_ih, s.cell->input_gates), {to.b_hh, s.cell->recurrent_gates}})
+            if (bias)
+                this->for_gates(slots, part(slots.count * s.H), [&](int64_t j, int64_t count, int64_t row) {
+                    const int64_t column = slots.first * s.H + j;
+                    body({column, column + count}, {row, row + count}, bias);
+                });
+        const Range mine = part(s.cell->unit_parameters * s.H);
+        if (to.unit) body({GH + mine.begin, GH + mine.end}, mine, to.unit);
+    }
+    // sums += the first n rows in a thread's block, in some columns of them.
+    template <class RowOf>
+    void add_rows(int64_t n, const Range& columns, const RowOf& row_of, int64_t stride, int thread, T* sums) {
+        const auto [left, apart] = together(scratch[thread], n, columns, row_of, stride);
+        kernel.add_rows(n, left, apart, columns.end - columns.begin, sums);
+    }
 };
 
 template <class T>
@@ -116,9 +147,9 @@ void Products<T>::input_gradient(int64_t l, int thread, T* dx, bool add, const T
         for (int64_t d = 0; d < s.D; ++d) {
             const bool there = parameters[this->index(l, d)].w_ih;
             if (!there && init) continue;
-            for (int64_t r = 0; r < n; ++r) at.a[r] = dz_row(l, d, row0 + r);
-            kernel.product({n, there ? GH : 0, at.a.get(), 1, of_x, 0, of_x.panels, x.get() + d * of_x.packed(GH), init,
-                            at.to.get()});
+            for (int64_t r = 0; r < n; ++r) at.a[r] = input_row(l, d, row0 + r);
+            kernel.product({n, there ? input_rows : 0, at.a.get(), 1, of_x, 0, of_x.panels,
+                            x.get() + d * of_x.packed(input_rows), init, at.to.get()});
             init = at.init.get();
         }
         const Range all{row0 * I, (row0 + n) * I};

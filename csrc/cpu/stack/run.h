@@ -51,9 +51,9 @@ protected:
           kernel(kernels_of_units<T>(shape.H)),
           cell(kernel.cells[shape.cell->index]),
           plan(choose_plan(shape, threads, kernel.tile_rows, kernel.lanes, sizeof(T))),
-          zeros(std::max(R, s.H)),
+          zeros(zeros_size(shape)),
           group_barriers(plan.directions * plan.row_groups) {
-        std::fill_n(zeros.get(), std::max(R, s.H), T(0));
+        std::fill(zeros.get(), zeros.get() + zeros_size(s), T(0));
         everyone.expect(plan.threads());
         for (Barrier& barrier : group_barriers) barrier.expect(plan.splits);
     }
@@ -77,6 +77,10 @@ protected:
                 group,
                 thread % plan.splits,
                 plan.splits};
+    }
+
+    static int64_t zeros_size(const Shape& s) {
+        return std::max({s.recurrent(), s.H * std::max(1, s.cell->unit_parameters), s.resets ? s.recurrent_rows() : 0});
     }
 
     Direction direction(int64_t d) const { return {sequence, d == 1}; }
@@ -104,17 +108,36 @@ protected:
     const T* state(const T* start, int64_t l, int64_t d, int64_t b, int64_t size) const {
         return start ? start + (index(l, d) * s.B + b) * size : zeros.get();
     }
-    // The row before (t, b) in a direction: of `rows` if the sequence ran then, else the initial state.
+    // Of `rows` the one that step t of sequence b goes on from, or what it begins with: the initial state, or zeros.
+    template <class P>
+    P previous(const Direction& way, int64_t t, int64_t b, P rows, int64_t stride, P initial, P zeros) const {
+        if (way.follows(t, b)) return rows + (sequence.row(t - way.stride()) + b) * stride;
+        return sequence.under_way(t, b) ? initial : zeros;
+    }
     const T* previous(const Direction& way, int64_t t, int64_t b, const T* rows, int64_t stride,
                       const T* initial) const {
-        const int64_t before = t - way.stride();
-        return b < sequence.size(before) ? rows + (sequence.row(before) + b) * stride : initial;
+        return previous<const T*>(way, t, b, rows, stride, initial, zeros.get());
     }
 
-    // Which gate a row of a product's columns belongs to: panels of one vector of units for each gate, or plain ones.
-    Columns gate_columns() const {
-        return G > 1 ? Columns::of_gates(s.H, int(G), kernel.lanes)
-                     : Columns::of_matrix(s.H, kernel.lanes, plan.splits);
+    // Where a product's numbers for some gates are in rows (G,H): panels of one vector of units for each gate, or plain
+    // ones.
+    Columns gate_columns(const Slots& slots) const {
+        return G > 1 ? Columns::of_gates(s.H, slots, kernel.lanes) : Columns::of_matrix(s.H, kernel.lanes, plan.splits);
+    }
+    // Calls body(slot, row) for some slots of the cell: the slot's units are rows [row, row + H) of torch's weight.
+    template <class Body>
+    void for_gates(const Slots& slots, const Body& body) const {
+        for (int g = slots.first; g < slots.first + slots.count; ++g) body(g, s.cell->torch_gates[g] * s.H);
+    }
+    // The same for the part of it in `columns`, which are counted from the first slot on: calls body(first column,
+    // number of columns, first row).
+    template <class Body>
+    void for_gates(const Slots& slots, const Range& columns, const Body& body) const {
+        for_gates(slots, [&](int g, int64_t row) {
+            const int64_t gate = (g - slots.first) * s.H;
+            const int64_t begin = std::max(columns.begin, gate), end = std::min(columns.end, gate + s.H);
+            if (begin < end) body(begin, end - begin, row + begin - gate);
+        });
     }
 
     // to = from * mask in some columns of this thread's rows; the pointers are to row 0, rows (D*R).
@@ -135,7 +158,7 @@ protected:
     const Kernels<T>& kernel;
     const CellKernels<T>& cell;
     const Plan plan;
-    Buffer<T> zeros;
+    Buffer<T> zeros;  // a row of whatever may be absent
     Barrier everyone;
     std::vector<Barrier> group_barriers;
 };

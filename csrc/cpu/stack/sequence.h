@@ -11,9 +11,15 @@ namespace rnnfast {
 
 class Sequence {
 public:
-    explicit Sequence(const Shape& shape) : T(shape.T), B(shape.B), sizes_(shape.batch_sizes), offsets_(shape.T + 1) {
+    explicit Sequence(const Shape& shape)
+        : T(shape.T), B(shape.B), sizes_(shape.batch_sizes), resets_(shape.resets), offsets_(shape.T + 1) {
         offsets_[0] = 0;
         for (int64_t t = 0; t < T; ++t) offsets_[t + 1] = offsets_[t] + size(t);
+        if (!resets_) return;
+        first_resets_.assign(B, T);
+        for (int64_t t = T - 1; t >= 0; --t)
+            for (int64_t b = 0; b < size(t); ++b)
+                if (resets_[row(t) + b]) first_resets_[b] = t;
     }
 
     const int64_t T, B;
@@ -27,6 +33,13 @@ public:
         if (!sizes_) return T - 1;
         return std::partition_point(sizes_, sizes_ + T, [b](int64_t size) { return size > b; }) - sizes_ - 1;
     }
+    bool has_resets() const { return resets_; }
+    // Are the steps t-1 and t of sequence b in one episode?
+    bool joins(int64_t t, int64_t b) const { return t > 0 && b < size(t) && !(resets_ && resets_[row(t) + b]); }
+    // Is step t of sequence b in an episode that was under way, with h0 and c0, when the sequence began?
+    bool under_way(int64_t t, int64_t b) const { return t < first_reset(b); }
+    // Step of the first reset, T if there is none.
+    int64_t first_reset(int64_t b) const { return resets_ ? first_resets_[b] : T; }
     // Splits the batch into neighbouring groups of nearly the same number of rows.
     Range group(int64_t group, int64_t groups) const {
         if (!sizes_) return Range::part(B, group, groups);
@@ -42,19 +55,30 @@ private:
     }
 
     const int64_t* sizes_;
+    const uint8_t* resets_;
     std::vector<int64_t> offsets_;
+    std::vector<int64_t> first_resets_;  // (B), if there are any
 };
 
-// One direction through a sequence: step s is at time t = time(s), and h_{s-1} comes from time t - stride().
+// One direction through a sequence: step s is at time t = time(s), and the step before is at time t - stride().
 struct Direction {
     const Sequence& sequence;
     bool reverse;
 
     int64_t time(int64_t step) const { return reverse ? sequence.T - 1 - step : step; }
     int64_t stride() const { return reverse ? -1 : 1; }
-    // Times at which sequence b starts and ends in this direction.
-    int64_t start(int64_t b) const { return reverse ? sequence.last(b) : 0; }
+    // Time at which sequence b ends in this direction.
     int64_t end(int64_t b) const { return reverse ? 0 : sequence.last(b); }
+    // Time at which h0 and c0 of sequence b enter; -1: a reset comes first.
+    int64_t start(int64_t b) const {
+        if (reverse) return std::min(sequence.first_reset(b), sequence.last(b) + 1) - 1;
+        return sequence.under_way(0, b) ? 0 : -1;
+    }
+    // Where the state of sequence b before time t comes from: from the step before; else an episode begins here, with
+    // h0 and c0 if it is under way, or with zeros.
+    bool follows(int64_t t, int64_t b) const { return sequence.joins(reverse ? t + 1 : t, b); }
+    // Does the step after time t take the state of sequence b from here?
+    bool passes_on(int64_t t, int64_t b) const { return sequence.joins(reverse ? t : t + 1, b); }
 };
 
 }  // namespace rnnfast

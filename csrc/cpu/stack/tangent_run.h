@@ -20,8 +20,8 @@ public:
           saved(saved),
           at(ReserveLayout::of_tangents(s, N)) {
         for (int64_t i = 0; i < s.L * s.D; ++i) {
-            weights.push_back(this->room_for(past.parameters[i], s.input(i / s.D), R, gates, projected, s.H));
-            weights_dot.push_back(this->room_for(dot.parameters[i], s.input(i / s.D), R, gates, projected, s.H));
+            weights.push_back(this->room_for(past.parameters[i], s.input(i / s.D)));
+            weights_dot.push_back(this->room_for(dot.parameters[i], s.input(i / s.D)));
         }
         if (past.dropout) {
             dropped = Buffer<T>((s.L - 1) * N * s.D * R);
@@ -36,8 +36,8 @@ public:
 
 protected:
     using TimeRun<T>::s, TimeRun<T>::R, TimeRun<T>::G, TimeRun<T>::N, TimeRun<T>::sequence, TimeRun<T>::kernel,
-        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::gates, TimeRun<T>::projected,
-        TimeRun<T>::chunk_steps;
+        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::input_gates,
+        TimeRun<T>::recurrent_gates, TimeRun<T>::projected, TimeRun<T>::chunk_steps;
 
     // The step of the rows of time t, whose pointers and sums are ready.
     virtual void cell_step(const Share&, int64_t /*l*/, int64_t /*d*/, int64_t /*t*/, const StepTangent<T>& step) {
@@ -81,8 +81,6 @@ private:
         return past.dropout ? dropped_dot[(l - 1) % 2].get() : output_dot(l - 1);
     }
 
-    void start_sweep(const Share&, int64_t, int64_t, const Range&) override {}
-
     // z_dot of the steps of a chunk without the term of h_dot; their rows stay in rows.z_dot, step after step.
     void start_chunk(const Share& my, int64_t l, int64_t d, int64_t step0, int64_t step1,
                      const Range& panels) override {
@@ -98,7 +96,9 @@ private:
         });
         const T* const* init = to.bias.get();
         // Adds W of the rows that row_of(t, b) gives; K = 0: none, for what is in init already.
-        const auto add = [&](const Buffer<T>& W, int64_t K, const auto& row_of) {
+        const auto add = [&](const Columns& gates, const Buffer<T>& W, int64_t K, const auto& row_of) {
+            if (init != to.z_dot.get())
+                this->start_others(gates, this->columns_of(gates, panels), n, init, to.z_dot.get());
             int64_t i = 0;
             this->for_rows(my, way, step0, step1, [&](int64_t t, int64_t b) { to.a[i++] = row_of(t, b); });
             kernel.product({n, K, to.a.get(), 1, gates, panels.begin, panels.end, W.get(), init, to.z_dot.get()});
@@ -110,9 +110,9 @@ private:
             const T* h0 = this->state(past.h0, l, d, b, R);
             return this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R, h0);
         };
-        if (w_dot.x || !input_dot(l)) add(w_dot.x, w_dot.x ? I : 0, x_row);
-        if (w_dot.h) add(w_dot.h, R, h_row);
-        if (input_dot(l)) add(w.x, I, x_dot_row);
+        if (w_dot.x || !input_dot(l)) add(input_gates, w_dot.x, w_dot.x ? I : 0, x_row);
+        if (w_dot.h) add(recurrent_gates, w_dot.h, R, h_row);
+        if (input_dot(l)) add(input_gates, w.x, I, x_dot_row);
     }
 
     // Where z_dot of a row is summed up; n counts the rows of the chunk.
@@ -137,16 +137,24 @@ private:
             to.y_dot[n] = to.m_dot[n] = output_dot(l) + out;
             if (s.P) to.m_dot[n] = saved + at.m + (i * N + row) * s.H;
             if (s.P) to.m[n] = trace.m(s, N, i) + row * s.H;
-            if (!s.cell->has_state) continue;
+            if (s.cell->carries_h()) {
+                to.c_prev[n] =
+                    this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R, this->state(past.h0, l, d, b, R));
+                to.c_dot_prev[n] = to.a[n];
+            }
+            if (!s.cell->has_c()) continue;
             T* const c_dot = saved + at.c + i * N * s.H;
             to.c_prev[n] = this->previous(way, t, b, trace.c(s, N, i), s.H, this->state(past.c0, l, d, b, s.H));
             to.c_dot_prev[n] = this->previous(way, t, b, c_dot, s.H, this->state(dot.c0, l, d, b, s.H));
             to.c_dot[n] = c_dot + row * s.H;
         }
         T** z = to.z_dot.get() + first;
-        const Product<T> product{n, R, to.a.get(), 1, gates, panels.begin, panels.end, weights[i].h.get(), z, z};
+        const Product<T> product{n, R, to.a.get(), 1, recurrent_gates, panels.begin, panels.end, weights[i].h.get(),
+                                 z, z};
+        const T* const unit_dot = dot.parameters[i].unit ? dot.parameters[i].unit : this->zeros.get();
         cell_step(my, l, d, t,
-                  {product, to.gates.get(), to.c_prev.get(), to.c_dot_prev.get(), to.c_dot.get(), to.m_dot.get()});
+                  {product, to.gates.get(), to.c_prev.get(), to.c_dot_prev.get(), to.c_dot.get(), to.m_dot.get(),
+                   past.parameters[i].unit, unit_dot});
         if (s.P) project(my, i, n);
         return n;
     }
@@ -169,8 +177,7 @@ private:
         for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
             const int64_t row = sequence.row(way.end(b)) + b;
             copy_columns(dot.h_n + (i * s.B + b) * R, output_dot(l) + (row * s.D + d) * R, outputs);
-            if (s.cell->has_state)
-                copy_columns(dot.c_n + (i * s.B + b) * s.H, saved + at.c + (i * N + row) * s.H, units);
+            if (s.cell->has_c()) copy_columns(dot.c_n + (i * s.B + b) * s.H, saved + at.c + (i * N + row) * s.H, units);
         }
         if (past.dropout && l < s.L - 1)
             this->drop_columns(my, dropped_dot[l % 2].get() + d * R, output_dot(l) + d * R,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "run.h"
 
@@ -11,8 +12,8 @@ namespace rnnfast {
 // Of one layer and direction, each transposed; empty: zeros, or read where they lie.
 template <class T>
 struct PackedWeights {
-    Buffer<T> x, h, hr;  // W_ih (I,G*H), W_hh (R,G*H), W_hr (H,P)
-    Buffer<T> bias;      // b_ih + b_hh (G*H)
+    Buffer<T> x, h, hr;  // W_ih (I,input_rows), W_hh (R,recurrent_rows), W_hr (H,P)
+    Buffer<T> bias;      // (G,H) b_ih + b_hh, each in the gates of its product
 };
 
 template <class T>
@@ -30,7 +31,8 @@ protected:
     // halves: rows of the products for each row of a step.
     TimeRun(const Shape& shape, int threads, int halves)
         : Run<T>(shape, threads),
-          gates(this->gate_columns()),
+          input_gates(this->gate_columns(s.cell->input_gates)),
+          recurrent_gates(this->gate_columns(s.cell->recurrent_gates)),
           projected(Columns::of_matrix(s.P, kernel.lanes, plan.splits)),
           chunk_steps(std::max<int64_t>(1, std::min(s.T, chunk_rows / (halves * this->group_size())))) {}
 
@@ -41,30 +43,52 @@ protected:
     // Takes a step whose rows follow `first` ones of its chunk; -> how many they are.
     virtual int64_t take_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first,
                               const Range& panels) = 0;
-    virtual void start_sweep(const Share& my, int64_t l, int64_t d, const Range& units) = 0;
+    virtual void start_sweep(const Share&, int64_t /*l*/, int64_t /*d*/, const Range& /*units*/) {}
     virtual void finish_sweep(const Share& my, int64_t l, int64_t d, const Range& units, const Range& outputs) = 0;
 
-    static PackedWeights<T> room_for(const Parameters<const T*>& p, int64_t I, int64_t R, const Columns& gates,
-                                     const Columns& projected, int64_t H) {
-        return {Buffer<T>(p.w_ih ? gates.packed(I) : 0), Buffer<T>(p.w_hh ? gates.packed(R) : 0),
-                Buffer<T>(p.w_hr ? projected.packed(H) : 0), Buffer<T>(gates.gates * H)};
+    // I: input size of the layer.
+    PackedWeights<T> room_for(const Parameters<const T*>& p, int64_t I) const {
+        return {Buffer<T>(p.w_ih ? input_gates.packed(I) : 0), Buffer<T>(p.w_hh ? recurrent_gates.packed(R) : 0),
+                Buffer<T>(p.w_hr ? projected.packed(s.H) : 0), Buffer<T>(G * s.H)};
     }
     // This thread's part; nullptr: zeros.
     void pack(const Parameters<const T*>& p, int64_t I, int thread, const PackedWeights<T>& to) const {
         const int count = plan.threads();
-        const Range z = Range::part(gates.panels, thread, count), r = Range::part(projected.panels, thread, count);
-        const Range units = Range::part(G * s.H, thread, count);
-        for (int64_t j = units.begin; j < units.end; ++j)
-            to.bias[j] = (p.b_ih ? p.b_ih[j] : T(0)) + (p.b_hh ? p.b_hh[j] : T(0));
-        if (to.x) kernel.pack_transposed(gates, I, p.w_ih, I, z.begin, z.end, to.x.get());
-        if (to.h) kernel.pack_transposed(gates, R, p.w_hh, R, z.begin, z.end, to.h.get());
-        if (to.hr) kernel.pack_transposed(projected, s.H, p.w_hr, s.H, r.begin, r.end, to.hr.get());
+        const Range z = Range::part(input_gates.panels, thread, count),
+                    r = Range::part(projected.panels, thread, count);
+        const auto ih = gates_of(p.w_ih, s.cell->input_gates, I), hh = gates_of(p.w_hh, s.cell->recurrent_gates, R);
+        pack_biases(p, Range::part(s.H, thread, count), to.bias.get());
+        if (to.x) kernel.pack_transposed(input_gates, I, &ih[s.cell->input_gates.first], I, z.begin, z.end, to.x.get());
+        if (to.h)
+            kernel.pack_transposed(recurrent_gates, R, &hh[s.cell->recurrent_gates.first], R, z.begin, z.end,
+                                   to.h.get());
+        if (to.hr) kernel.pack_transposed(projected, s.H, &p.w_hr, s.H, r.begin, r.end, to.hr.get());
+    }
+    // Where each gate's rows of a weight (rows,K) are; nullptr: the weight is not for this gate.
+    std::array<const T*, max_gates> gates_of(const T* w, const Slots& slots, int64_t K) const {
+        std::array<const T*, max_gates> gates{};
+        this->for_gates(slots, [&](int g, int64_t row) { gates[g] = w ? w + row * K : nullptr; });
+        return gates;
+    }
+    // Rows of z start with the bias in those gates that the first product, which has it, does not fill.
+    void start_others(const Columns& first, const Range& units, int64_t n, const T* const* bias, T* const* z) const {
+        const int64_t begin = first.first, end = first.first + first.gates * s.H;
+        for (int64_t gate = 0; gate < G * s.H; gate += s.H)
+            if (gate < begin || gate >= end)
+                for (int64_t r = 0; r < n; ++r) copy_columns(z[r] + gate, bias[r] + gate, units);
     }
 
-    const Columns gates, projected;
+    const Columns input_gates, recurrent_gates, projected;
     const int64_t chunk_steps;
 
 private:
+    void pack_biases(const Parameters<const T*>& p, const Range& units, T* bias) const {
+        const auto ih = gates_of(p.b_ih, s.cell->input_gates, 1), hh = gates_of(p.b_hh, s.cell->recurrent_gates, 1);
+        for (int64_t g = 0; g < G; ++g)
+            for (int64_t j = units.begin; j < units.end; ++j)
+                bias[g * s.H + j] = (ih[g] ? ih[g][j] : T(0)) + (hh[g] ? hh[g][j] : T(0));
+    }
+
     // Rows of x that go through W_ih together, so that its panels serve many rows also when the batch is small.
     static constexpr int64_t chunk_rows = 96;
 
@@ -77,8 +101,8 @@ private:
         }
     }
     void sweep(const Share& my, int64_t l, int64_t d) {
-        const Range panels = this->my_panels(my, gates);
-        const Range units = this->columns_of(gates, panels);
+        const Range panels = this->my_panels(my, recurrent_gates);
+        const Range units = this->columns_of(recurrent_gates, panels);
         const Range outputs = s.P ? this->columns_of(projected, this->my_panels(my, projected)) : units;
         start_sweep(my, l, d, units);
         for (int64_t step0 = 0; step0 < s.T; step0 += chunk_steps) {
