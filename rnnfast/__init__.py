@@ -1,4 +1,4 @@
-"""Fast recurrent layers for PyTorch: drop-in LSTM and Elman networks on fused kernels.
+"""Fast recurrent layers for PyTorch: drop-in LSTM, GRU and Elman networks on fused kernels.
 
 Change `torch.nn.LSTM` to `rnnfast.LSTM`, or call `rnnfast.convert(model)`.
 """
@@ -17,7 +17,7 @@ _C.select_isa(os.environ.get("RNNFAST_ISA", ""))
 
 from rnnfast.convert import convert, revert  # noqa: E402
 from rnnfast.info import __version__, info  # noqa: E402
-from rnnfast.modules import LSTM, RNN, LSTMCell, RNNCell  # noqa: E402
+from rnnfast.modules import GRU, LSTM, RNN, GRUCell, LeakyRNN, LSTMCell, RNNCell  # noqa: E402
 
 if TYPE_CHECKING:
     from rnnfast import diagnose, init, optim, tasks
@@ -27,10 +27,13 @@ _SUBMODULES = ("diagnose", "init", "optim", "tasks")  # imported when first aske
 _LAZY = {"EchoState": "rnnfast.reservoir"}  # likewise, and the modules they are in
 
 __all__ = [
+    "GRU",
     "LSTM",
     "RNN",
     "EchoState",
+    "GRUCell",
     "LSTMCell",
+    "LeakyRNN",
     "RNNCell",
     "__version__",
     "convert",

@@ -15,6 +15,7 @@ _log = logging.getLogger("rnnfast")
 _OURS: dict[type[torch.nn.Module], type[Twin]] = {
     torch.nn.LSTM: modules.LSTM,
     torch.nn.RNN: modules.RNN,
+    torch.nn.GRU: modules.GRU,
 }
 _NAMES = {"LSTM", "RNN", "GRU", "GRUCell"}
 
@@ -38,17 +39,17 @@ _Verdict: TypeAlias = "type[torch.nn.Module] | str | None"  # a layer's new clas
 
 
 def convert(model: torch.nn.Module, subclasses: bool = True) -> torch.nn.Module:
-    """Make every torch.nn.LSTM and RNN inside `model` run on rnnfast, in place.
+    """Make every torch.nn.LSTM, RNN and GRU inside `model` run on rnnfast, in place.
 
     Only the class of the layer changes: it stays the same object with the same Parameters, so optimizers, hooks, shared
     layers, train/eval mode and whatever else refers to it go on as before. The new class is a subclass of the old one.
     That of a user's own layer, a subclass of torch's, keeps all its methods; what it has inherited from torch's layer,
     or calls of it by `super()`, is rnnfast's.
 
-    LSTMCell and RNNCell have nothing to change: rnnfast's are torch.nn's, since a single step has no loop to make
-    faster.
+    LSTMCell, RNNCell and GRUCell have nothing to change: rnnfast's are torch.nn's, since a single step has no loop to
+    make faster.
 
-    Left alone are GRUs, own layers that override a method which torch's forward calls and rnnfast's does not, layers
+    Left alone are own layers that override a method which torch's forward calls and rnnfast's does not, layers
     whose `forward` was replaced on the object, and layers that are parametrized, sharded, quantized or compiled by
     TorchScript. The logger 'rnnfast' tells which layers were swapped (INFO), which were not and why (WARNING), and that
     there was none (WARNING). Tools that go by a layer's exact class do not find it: `revert` before quantization.
@@ -64,7 +65,7 @@ def convert(model: torch.nn.Module, subclasses: bool = True) -> torch.nn.Module:
         TypeError: `model` is no module.
     """
     if not _swap(model, lambda module: _to_ours(module, subclasses)) and not _has(model, Twin):
-        _log.warning("convert: there is no torch.nn.LSTM or RNN in %s", type(model).__name__)
+        _log.warning("convert: there is no torch.nn.LSTM, RNN or GRU in %s", type(model).__name__)
     return model
 
 
@@ -121,6 +122,8 @@ def _to_ours(module: torch.nn.Module, subclasses: bool) -> _Verdict:
 def _to_torchs(module: torch.nn.Module) -> _Verdict:
     if not isinstance(module, Twin):
         return None
+    if isinstance(module, modules.LeakyRNN):
+        return "torch has no leaky units"
     return _why_not(module) or torchs(type(module)) or f"{type(module).__qualname__} is a subclass of rnnfast's layer"
 
 
@@ -156,8 +159,6 @@ def _why_no_twin(module: torch.nn.Module) -> str | None:
     """Why a recurrent layer has no twin; None: it is none."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript" if module.original_name in _NAMES else None
-    if isinstance(module, (torch.nn.GRU, torch.nn.GRUCell)):
-        return "there is no kernel for GRU"
     if type(module).__module__.startswith("torch.ao.nn.") and type(module).__name__ in _NAMES:
         return "it is quantized"
     return None

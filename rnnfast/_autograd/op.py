@@ -33,20 +33,23 @@ def recurrent(
     bidirectional: bool,
     has_bias: bool,
     dropout_masks: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a stack of recurrent layers over a sequence.
 
     Args:
-        mode: of torch's modules: 'RNN_TANH', 'RNN_RELU' or 'LSTM'.
+        mode: of the module: 'RNN_TANH', 'RNN_RELU', 'LSTM', 'GRU', 'LEAKY_TANH' or 'LEAKY_RELU'.
         x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any
             strides; on a GPU also float16 and bfloat16 (`rnnfast._backends.cuda`).
         batch_sizes: (T) int64 on the CPU, not increasing, as `PackedSequence.batch_sizes`; None: padded.
         h0: (L*D,B,R), R = P if projected else H; None: zeros.
         c0: (L*D,B,H), LSTM only; None: zeros.
-        weights: for each layer and direction w_ih (G*H,I), w_hh (G*H,R), b_ih (G*H), b_hh (G*H) if `has_bias`,
-            w_hr (P,H) if projected, in one flat list.
+        weights: for each layer and direction w_ih (g*H,I), w_hh (g*H,R), b_ih (g*H), b_hh (g*H) if `has_bias`,
+            w_hr (P,H) if projected, unit parameters (U,H) if the cell has any, in one flat list; g is 1 for Elman and
+            leaky units, 3 for a GRU, 4 for an LSTM.
         dropout_masks: (L-1,T,B,D*R) or (L-1,N,D*R), factors on the output of each layer below the top; None: ones.
             Constants: not differentiable.
+        resets: (T,B) or (N) bool, sequence b begins anew at step t; None: none does. Constants.
 
     Returns:
         y (T,B,D*R) or (N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) (None for Elman), differentiable in x, h0, c0, weights:
@@ -57,7 +60,7 @@ def recurrent(
         RuntimeError: a tensor has another shape, dtype or device than the rest asks for.
     """
     stack = Stack(BY_MODE[mode].index, num_layers, 2 if bidirectional else 1, has_bias)
-    constants = Constants(batch_sizes, dropout_masks)
+    constants = Constants(batch_sizes, dropout_masks, resets)
     if torch.compiler.is_dynamo_compiling():
         return _recurrent_in_graph(stack, constants, x, h0, c0, weights)
     return _recurrent(stack, Inputs(x, h0, c0, weights), constants)

@@ -26,7 +26,7 @@ from rnnfast._backends.types import Constants, Inputs, Outputs, SomeInputs, Some
 class Sweep(NamedTuple):
     """Sizes of one layer's way through time. P is 0 without projection. batch_sizes (T) int64 on the CPU, not
     increasing; None: B sequences at each step. offsets (T+1) int64 on the device of the arrays: the first row of each
-    step, given with batch_sizes."""
+    step, given with batch_sizes. resets (N) bool on that device, or None."""
 
     cell_index: int
     D: int
@@ -36,23 +36,23 @@ class Sweep(NamedTuple):
     B: int
     batch_sizes: Tensor | None
     offsets: Tensor | None
+    resets: Tensor | None = None
 
     @property
     def cell(self) -> Cell:
         return CELLS[self.cell_index]
 
-    def steps(self, d: int) -> list[tuple[int, int]]:
-        """First row and number of sequences of each step, in the order in which direction d takes them."""
-        counts = [self.B] * self.T if self.batch_sizes is None else self.batch_sizes.tolist()
-        rows = accumulate(counts, initial=0)
-        return list(zip(rows, counts, strict=False))[:: -1 if d else 1]
+    @property
+    def counts(self) -> list[int]:
+        """Number of sequences at each step."""
+        return [self.B] * self.T if self.batch_sizes is None else self.batch_sizes.tolist()
 
 
 class ForwardArrays(NamedTuple):
-    """What a forward sweep reads and writes."""
+    """What a forward sweep reads and writes. Gates are in the order of slots, w_hh and z of the slots `recurrent`."""
 
-    gates: Tensor  # (N,D,G,H) in: W_ih x + b_ih + b_hh; out, with cells: activated. Not saved: the same memory as y
-    w_hh: Tensor  # (D,G*H,R)
+    gates: Tensor  # (N,D,G,H) in: W_ih x with biases; out, if kept: activated. Of a cell that saves none: y
+    w_hh: Tensor  # (D,g*H,R)
     w_hr: Tensor | None  # (D,P,H)
     h0: Tensor | None  # (D,B,R); None: zeros
     c: Tensor | None  # (D,B,H) wide, of a cell with c; in: c_0, out: c_n
@@ -60,14 +60,15 @@ class ForwardArrays(NamedTuple):
     m: Tensor | None  # (N,D,H) out, projected: the cell's output
     y: Tensor  # (N,D,R) out
     h_n: Tensor  # (D,B,R) out
+    unit: Tensor | None = None  # (D,U,H)
 
 
 class BackwardArrays(NamedTuple):
     """What a backward sweep reads and writes."""
 
-    gates: Tensor  # (N,D,G,H) activated; not saved: y
+    gates: Tensor  # (N,D,G,H) activated; of a cell that saves none y
     cells: Tensor | None  # (N,D,H), of a cell with c
-    w_hh: Tensor  # (D,G*H,R)
+    w_hh: Tensor  # (D,g*H,R)
     w_hr: Tensor | None  # (D,P,H)
     c0: Tensor | None  # (D,B,H); None: zeros
     dy: Tensor | None  # (N,D,R); None: zeros
@@ -77,10 +78,74 @@ class BackwardArrays(NamedTuple):
     dh: Tensor | None  # (N,D,P) out, projected: dL/d h_t
     dh0: Tensor  # (D,B,R) out
     d_cells: Tensor | None  # (N,D,H) out, of a cell with c: dL/d c_t; None: not wanted
+    y: Tensor | None = None  # (N,D,R), of a cell that carries h
+    h0: Tensor | None = None  # (D,B,R), the same; None: zeros
+    unit: Tensor | None = None  # (D,U,H)
+    d_unit: Tensor | None = None  # (N,D,U,H) out
+    dm: Tensor | None = None  # (N,D,H) out, dL/d output of the cell; None: not wanted
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Step(NamedTuple):
+    """One step of a direction: its rows, and of each where its state comes from: the row of the same sequence that the
+    direction took before, what was given at the beginning, or zeros."""
+
+    rows: slice
+    n: int
+    carried: int  # so many sequences have a row before; the others begin here
+    keeps: Tensor | None = None  # (n,1) bool, of those that have a row before; None: all keep it
+    given: Tensor | None = None  # (n,1) bool, of all: does what was given enter here? None: of those that begin
+
+    def before(self, last: Tensor, first: Tensor | None) -> Tensor:
+        """The state (n,...) before the step, of that after the last one (B,...) and that given (B,...; None: zeros)."""
+        last = last[: self.n]
+        if self.keeps is None and self.carried == self.n:
+            return last
+        if first is None:
+            first = torch.zeros_like(last)
+        if self.keeps is None or self.given is None:
+            return torch.cat([last[: self.carried], first[self.carried : self.n]])
+        return torch.where(self.keeps, last, torch.where(self.given, first[: self.n], torch.zeros_like(last)))
+
+    def carry_back(self, d: Tensor, last: Tensor, first: Tensor) -> None:
+        """The transpose of `before`: d (n,...) becomes that of the last state and, where it entered, the given one."""
+        if self.keeps is None or self.given is None:
+            last[: self.carried] = d[: self.carried]
+            first[self.carried : self.n] = d[self.carried :]
+        else:
+            last[: self.n] = torch.where(self.keeps, d, torch.zeros_like(d))
+            first[: self.n] = torch.where(self.given, d, first[: self.n])
+
+
+def steps_of(counts: list[int], resets: Tensor | None, reverse: bool) -> list[Step]:
+    """The steps in the order in which a direction takes them. counts: sequences at each step; resets (N).
+
+    Each episode is a sequence of its own: what was given enters the one that begins at 0 without a reset.
+    """
+    firsts = list(accumulate(counts, initial=0))
+    T, order = len(counts), range(len(counts))[:: -1 if reverse else 1]
+    anew = in_first = None
+    if resets is not None:
+        B = counts[0]
+        anew = [torch.cat([r, r.new_zeros(B - len(r))]) for r in resets.split(counts)]  # T times (B)
+        anew.append(torch.ones_like(anew[0]))
+        in_first = [seen for seen in torch.stack(anew[:T]).cumsum(0).eq(0).unbind(0)]  # no reset so far
+    steps = []
+    for t in order:
+        n, before = counts[t], t + 1 if reverse else t - 1
+        carried = min(n, counts[before]) if 0 <= before < T else 0
+        rows = slice(firsts[t], firsts[t] + n)
+        if anew is None or in_first is None:
+            steps.append(Step(rows, n, carried))
+            continue
+        has = torch.arange(n, device=anew[0].device) < carried
+        begins = ~has | anew[t + 1 if reverse else t][:n]
+        given = begins & in_first[t][:n]
+        steps.append(Step(rows, n, carried, ~begins.unsqueeze(1), given.unsqueeze(1)))
+    return steps
 
 
 def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
@@ -88,19 +153,25 @@ def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
     dtype, cell = wide(a.y.dtype), s.cell
     for d in range(s.D):
         w_hh = a.w_hh[d].to(dtype).T
+        unit = None if a.unit is None else a.unit[d].to(dtype)
         h = a.y.new_zeros((s.B, s.P or s.H), dtype=dtype)  # what recurs, as it was stored
-        if a.h0 is not None:
-            h.copy_(a.h0[d])
-        for row, n in s.steps(d):
-            at = slice(row, row + n), d
-            gates = cell.activate(a.gates[at].to(dtype) + (h[:n] @ w_hh).view(n, -1, s.H))  # (n,G,H)
-            c = cell.carry(gates, None if a.c is None else a.c[d, :n])
-            m = cell.output(gates, c)
-            if a.c is not None and c is not None:
-                a.c[d, :n] = c
+        h0 = None if a.h0 is None else a.h0[d].to(dtype)
+        c0 = None if a.c is None else a.c[d].clone()
+        for step in steps_of(s.counts, s.resets, d == 1):
+            at, n = (step.rows, d), step.n
+            h_prev = step.before(h, h0)
+            z = a.gates[at].to(dtype, copy=True)  # (n,G,H)
+            z[:, cell.recurrent] += (h_prev @ w_hh).view(n, -1, s.H)
+            gates = cell.activate(z)
+            state = h_prev if cell.carries_h else None if a.c is None else step.before(a.c[d], c0)
+            state = cell.carry(gates, state, unit)
+            m = cell.output(gates, state)
+            if cell.saves_gates:
+                a.gates[at] = gates.to(a.gates.dtype)
+            if a.c is not None and state is not None:
+                a.c[d, :n] = state
                 if a.cells is not None:
-                    a.gates[at] = gates.to(a.gates.dtype)
-                    a.cells[at] = c.to(a.y.dtype)
+                    a.cells[at] = state.to(a.y.dtype)
             if a.m is not None and a.w_hr is not None:
                 a.m[at] = m.to(a.y.dtype)
                 m = a.m[at].to(dtype) @ a.w_hr[d].to(dtype).T
@@ -111,56 +182,73 @@ def sweep_forward(s: Sweep, a: ForwardArrays) -> None:
 
 def sweep_backward(s: Sweep, a: BackwardArrays, add: bool) -> None:
     """The steps of the forward sweep from the last to the first."""
-    dtype = wide(a.dz.dtype)
+    dtype, cell = wide(a.dz.dtype), s.cell
     for d in range(s.D):
         w_hh = a.w_hh[d].to(dtype)
         dh = a.dz.new_zeros((s.B, s.P or s.H), dtype=dtype)  # dL/d h_t by way of the steps after t
         if a.dh_n is not None:
             dh.copy_(a.dh_n[d])
-        steps = s.steps(d)
+        dh0 = torch.zeros_like(dh)
+        dc0 = None if a.dc is None else torch.zeros_like(a.dc[d])
+        steps = steps_of(s.counts, s.resets, d == 1)
         for k in reversed(range(s.T)):
-            row, n = steps[k]
-            at = slice(row, row + n), d
+            step = steps[k]
+            at, n = (step.rows, d), step.n
             into = dh[:n] if a.dy is None else dh[:n] + a.dy[at].to(dtype)
             if a.dh is not None and a.w_hr is not None:
                 a.dh[at] = into.to(a.dh.dtype)
                 into = a.dh[at].to(dtype) @ a.w_hr[d].to(dtype)
-            dz = _step_backward(s, a, d, k, steps, into)
+            if a.dm is not None:
+                a.dm[at] = into.to(a.dm.dtype)
+            dz, before = _step_backward(s, a, d, step, steps[k - 1] if k else None, into)
             a.dz[at] = (dz + a.dz[at].to(dtype) if add else dz).to(a.dz.dtype)
-            dh[:n] = a.dz[at].flatten(1).to(dtype) @ w_hh
-        a.dh0[d] = dh.to(a.dh0.dtype)
+            back = a.dz[at][:, cell.recurrent].flatten(1).to(dtype) @ w_hh
+            if cell.carries_h and before is not None:
+                back = back + before
+            elif a.dc is not None and dc0 is not None and before is not None:
+                step.carry_back(before, a.dc[d], dc0)
+            step.carry_back(back, dh, dh0)
+        a.dh0[d] = dh0.to(a.dh0.dtype)
+        if a.dc is not None and dc0 is not None:
+            a.dc[d] = dc0
 
 
-def _step_backward(s: Sweep, a: BackwardArrays, d: int, k: int, steps: list[tuple[int, int]], dm: Tensor) -> Tensor:
-    """dz (n,G,H) of step k from dL/d output of the cell (n,H); dc becomes that of the step before."""
-    row, n = steps[k]
-    at = slice(row, row + n), d
-    gates = a.gates[at].to(dm.dtype)
+def _step_backward(
+    s: Sweep, a: BackwardArrays, d: int, step: Step, last: Step | None, dm: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """dz (n,G,H) of a step from dL/d output of the cell (n,H), and dL/d the state before it."""
+    at, cell, dtype = (step.rows, d), s.cell, dm.dtype
+    gates = a.gates[at].to(dtype)
+    unit = None if a.unit is None else a.unit[d].to(dtype)
     with undisturbed(dm.device), torch.enable_grad():
-        if a.cells is None or a.dc is None:
-            _, pull, *_ = torch.func.vjp(lambda gates: s.cell.output(gates, None), gates)
-            return pull(dm)[0] * s.cell.slopes(gates)
-        _, pull, *_ = torch.func.vjp(s.cell.output, gates, a.cells[at].to(dm.dtype))
-        d_gates, dc = pull(dm)
-        dc = dc + a.dc[d, :n]
-        if a.d_cells is not None:
-            a.d_cells[at] = dc.to(a.d_cells.dtype)
-        _, pull, *_ = torch.func.vjp(s.cell.carry, gates, _cells_before(a, d, k, steps))
-        more, before = pull(dc)
-        a.dc[d, :n] = before
-        return (d_gates + more) * s.cell.slopes(gates)
+        if not (cell.has_c or cell.carries_h):
+            _, pull, *_ = torch.func.vjp(lambda gates: cell.output(gates, None), gates)
+            return cell.pull(gates, pull(dm)[0] * cell.slopes(gates)), None
+        states, first = (a.cells, a.c0) if cell.has_c else (a.y, a.h0)
+        assert states is not None
+        _, pull, *_ = torch.func.vjp(cell.output, gates, states[at].to(dtype))
+        d_gates, d_state = pull(dm)
+        if a.dc is not None:
+            d_state = d_state + a.dc[d, : step.n]
+            if a.d_cells is not None:
+                a.d_cells[at] = d_state.to(a.d_cells.dtype)
+        before = _state_before(s, states, first, d, step, last, dtype)
+        given = [gates, before] if unit is None else [gates, before, unit.expand(step.n, -1, -1).transpose(0, 1)]
+        _, pull, *_ = torch.func.vjp(cell.carry, *given)
+        more, d_before, *d_unit = pull(d_state)
+        if a.d_unit is not None:
+            a.d_unit[at] = d_unit[0].transpose(0, 1).to(a.d_unit.dtype)
+        return cell.pull(gates, (d_gates + more) * cell.slopes(gates)), d_before
 
 
-def _cells_before(a: BackwardArrays, d: int, k: int, steps: list[tuple[int, int]]) -> Tensor:
-    """(n,H) wide: c of the step before step k, c_0 of the sequences that begin there."""
-    assert a.cells is not None and a.dc is not None
-    _, n = steps[k]
-    first = torch.zeros_like(a.dc[d, :n]) if a.c0 is None else a.c0[d, :n].to(a.dc.dtype, copy=True)
-    if k:
-        row, before = steps[k - 1]
-        some = min(n, before)
-        first[:some] = a.cells[row : row + some, d].to(a.dc.dtype)
-    return first
+def _state_before(
+    s: Sweep, states: Tensor, first: Tensor | None, d: int, step: Step, last: Step | None, dtype: torch.dtype
+) -> Tensor:
+    """(n,H) wide: the state after the step before, or that given, or zeros."""
+    whole = states.new_zeros((s.B, states.size(-1)), dtype=dtype)
+    if last is not None:
+        whole[: last.n] = states[last.rows, d].to(dtype)
+    return step.before(whole, None if first is None else first[d].to(dtype))
 
 
 # --- a whole stack and its derivatives --------------------------------------------------------------------------------
@@ -170,9 +258,11 @@ def forward(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs
     """Outputs, and the pre-activations (L,D,N,G,H)."""
     x = inputs.x.flatten(0, -2)  # (N,I)
     counts = _counts(inputs.x, constants.batch_sizes)
+    resets = None if constants.resets is None else constants.resets.flatten()
     h_n, c_n, zs = _lists(3)
     for layer in range(stack.L):
-        ways = [_Way(stack, inputs, layer, d, counts).run(x) for d in range(stack.D)]
+        orders = [steps_of(counts, resets, d == 1) for d in range(stack.D)]
+        ways = [_Way(stack, inputs, layer, d, counts[0]).run(x, orders[d]) for d in range(stack.D)]
         x = torch.cat([way.y for way in ways], 1)
         for way in ways:
             h_n.append(way.h)
@@ -197,40 +287,49 @@ class _Done(NamedTuple):
 class _Way:
     """One layer's way through time in one direction."""
 
-    def __init__(self, stack: Stack, inputs: Inputs, layer: int, d: int, counts: list[int]) -> None:
-        i = layer * stack.D + d
-        each = stack.weights_each(inputs.weights)
-        self.w_ih, self.w_hh, *rest = inputs.weights[i * each : (i + 1) * each]
-        self.biases = rest[:2] if stack.bias else []
+    def __init__(self, stack: Stack, inputs: Inputs, layer: int, d: int, B: int) -> None:
+        i, each, cell = layer * stack.D + d, stack.weights_each(inputs.weights), stack.cell
+        w_ih, w_hh, *rest = inputs.weights[i * each : (i + 1) * each]
+        self.cell = cell
+        self.w_ih, self.w_hh = cell.to_slots(w_ih, cell.input), cell.to_slots(w_hh, cell.recurrent)  # (g,H,I), (g,H,R)
+        self.b_ih: Tensor | None = rest[0] if stack.bias else None
+        self.b_hh: Tensor | None = rest[1] if stack.bias else None
         self.H, R, P = stack.units(inputs.weights)
         self.w_hr = rest[-1] if P else None
-        self.cell, self.counts, self.reverse = stack.cell, counts, d == 1
-        B, new_zeros = counts[0], inputs.x.new_zeros
-        self.h = new_zeros((B, R)) if inputs.h0 is None else inputs.h0[i]
-        self.c: Tensor | None = None
-        if self.cell.has_c:
-            self.c = new_zeros((B, self.H)) if inputs.c0 is None else inputs.c0[i]
+        self.unit = rest[-1] if cell.unit_parameters else None
+        new_zeros = inputs.x.new_zeros
+        self.h0 = new_zeros((B, R)) if inputs.h0 is None else inputs.h0[i]
+        self.c0: Tensor | None = None
+        if cell.has_c:
+            self.c0 = new_zeros((B, self.H)) if inputs.c0 is None else inputs.c0[i]
 
-    def run(self, x: Tensor) -> _Done:
+    def _product(self, x: Tensor, w: Tensor, b: Tensor | None, slots: slice) -> Tensor:
+        """(n,g,H)"""
+        z = (x @ w.flatten(0, 1).T).unflatten(1, w.shape[:2])
+        return z if b is None else z + self.cell.to_slots(b, slots)
+
+    def run(self, x: Tensor, steps: list[Step]) -> _Done:
         """x (N,I)"""
-        z = x @ self.w_ih.T
-        for bias in self.biases:
-            z = z + bias
+        cell = self.cell
+        zx = self._product(x, self.w_ih, self.b_ih, cell.input)
+        h, c = self.h0, self.c0
         y, zs = _lists(2)
-        for one in z.split(self.counts)[:: -1 if self.reverse else 1]:
-            n = len(one)
-            own = (one + _first(n, self.h) @ self.w_hh.T).unflatten(1, (self.cell.gates, self.H))
-            gates = self.cell.activate(own)
-            c = self.cell.carry(gates, None if self.c is None else _first(n, self.c))
-            h = self.cell.output(gates, c)
-            h = h if self.w_hr is None else h @ self.w_hr.T
-            self.h = _put_first(h, self.h)
-            if self.c is not None and c is not None:
-                self.c = _put_first(c, self.c)
-            y.append(h)
-            zs.append(own)
-        order = -1 if self.reverse else 1
-        return _Done(torch.cat(y[::order]), torch.cat(zs[::order]), self.h, self.c)
+        for step in steps:
+            h_prev = step.before(h, self.h0)
+            zh = self._product(h_prev, self.w_hh, self.b_hh, cell.recurrent)
+            z = cell.pre_activations(zx[step.rows], zh)
+            gates = cell.activate(z)
+            state = h_prev if cell.carries_h else None if c is None else step.before(c, self.c0)
+            state = cell.carry(gates, state, self.unit)
+            one = cell.output(gates, state)
+            one = one if self.w_hr is None else one @ self.w_hr.T
+            h = _put_first(one, h)
+            if c is not None and state is not None:
+                c = _put_first(state, c)
+            y.append(one)
+            zs.append(z)
+        order = -1 if steps[0].rows.start else 1
+        return _Done(torch.cat(y[::order]), torch.cat(zs[::order]), h, c)
 
 
 def push_forward(
@@ -331,10 +430,6 @@ def _counts(x: Tensor, batch_sizes: Tensor | None) -> list[int]:
             "more than was asked for. Use padded sequences, or compile something smaller."
         )
     return counts
-
-
-def _first(n: int, states: Tensor) -> Tensor:
-    return states if len(states) == n else states[:n]
 
 
 def _put_first(some: Tensor, states: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from rnnfast._backends.sizes import (
     sizes_of_past,
 )
 from rnnfast._backends.types import (
+    Adjoints,
     Constants,
     Inputs,
     Outputs,
@@ -83,6 +84,17 @@ def _all_dense(
     return tensors, addresses
 
 
+def as_resets(resets: Tensor, shape: Shape, device: torch.device) -> Tensor:
+    """The same in one block, after a check."""
+    if resets.shape != shape:
+        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
+    if resets.dtype is not torch.bool:
+        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
+    if resets.device != device:
+        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")
+    return resets.contiguous()
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -91,9 +103,10 @@ def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
     return [_address(tensor) for tensor in tensors]
 
 
-def shape_of(s: Sizes, batch_sizes: int) -> _C.Shape:
+def shape_of(s: Sizes, batch_sizes: int, resets: int = 0) -> _C.Shape:
+    """With the addresses of batch_sizes and resets, 0 for None."""
     stack = s.stack
-    return _C.Shape(stack.cell_index, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, batch_sizes)
+    return _C.Shape(stack.cell_index, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, batch_sizes, resets)
 
 
 class _Padded(NamedTuple):
@@ -114,7 +127,7 @@ class _Call:
 
     def __init__(self, stack: Stack, inputs: Inputs, constants: Constants) -> None:
         x = inputs.x
-        batch_sizes, dropout, _ = constants
+        batch_sizes, dropout, resets = constants
         self.dtype = x.dtype
         if self.dtype not in _SUFFIX or not x.is_cpu:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
@@ -131,11 +144,13 @@ class _Call:
         self.new_empty = self.pooled_empty if shapes.large else x.new_empty
         self.inputs, self.inputs_at = self.dense_inputs("", inputs.flat())
         self.dropout = None if dropout is None else dense("dropout_masks", dropout, shapes.dropout, self.dtype)
-        if batch_sizes is None:
+        if batch_sizes is None and resets is None:
             return
         s = self.sizes
-        self.batch_sizes = dense("batch_sizes", batch_sizes, (s.T,), torch.int64)  # the shape keeps its address
-        self.shape = shape_of(s, self.batch_sizes.data_ptr())
+        # The shape keeps the addresses of both.
+        self.batch_sizes = None if batch_sizes is None else dense("batch_sizes", batch_sizes, (s.T,), torch.int64)
+        self.resets = None if resets is None else as_resets(resets, shapes.rows, x.device)
+        self.shape = shape_of(s, _address(self.batch_sizes), _address(self.resets))
         if self.shape.rows != s.N:
             raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
 
@@ -273,18 +288,25 @@ def backward_saved(past: Past, cotangents: SomeOutputs, d_reserve: Tensor, wante
     return _backward(call, cotangents, wanted, 1, d_reserve=d_reserve)
 
 
-def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
+def sweep_back(past: Past, cotangents: SomeOutputs) -> Adjoints:
     """See Backend.sweep_back."""
     wanted = [False] * len(past.inputs.flat())
     call = _PastCall(past)
-    s, at = call.sizes, call.shape.adjoints
+    s, at, cell = call.sizes, call.shape.adjoints, past.stack.cell
     adjoints = call.own_empty(at.size)
     _backward(call, cotangents, wanted, 1, adjoints=adjoints)
-    L, D, N, H, GH = s.stack.L, s.stack.D, s.N, s.H, s.stack.gates * s.H
-    width = at.dz_stride
-    dz = adjoints.as_strided((L, D, N, GH), (D * N * width, N * width, width, 1), at.dz)
-    dc = adjoints.as_strided((L, D, N, H), (D * N * H, N * H, H, 1), at.dc) if s.stack.has_c else None
-    return dz, dc
+    rows = past.stack.L, past.stack.D, s.N
+
+    def part(start: int, stride: int, *shape: int) -> Tensor:
+        """(L,D,N,*shape), rows so many numbers apart"""
+        strides = past.stack.D * s.N * stride, s.N * stride, stride
+        return adjoints.as_strided((*rows, *shape), (*strides, *(s.H, 1)[2 - len(shape) :]), start)
+
+    return Adjoints(
+        part(at.dz, at.dz_stride, cell.gates, s.H),
+        part(at.dm, s.H, s.H),
+        part(at.dc, s.H, s.H) if cell.has_c else None,
+    )
 
 
 def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:

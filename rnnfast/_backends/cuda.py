@@ -21,10 +21,9 @@ from rnnfast._backends import composite, cudnn
 from rnnfast._backends.composite import ForwardArrays
 from rnnfast._backends.cuda_backward import BackwardSweep, Gradients
 from rnnfast._backends.cuda_call import Call, Saved
-from rnnfast._backends.cuda_sweeps import products_as_cudnns
 from rnnfast._backends.groups import second_by_groups
 from rnnfast._backends.sizes import reserve_per_row
-from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.types import Adjoints, Constants, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 
 def forward(stack: Stack, inputs: Inputs, constants: Constants, keep: bool) -> tuple[Outputs, Tensor | None]:
@@ -58,15 +57,11 @@ def _forward_by_sweeps(call: Call, keep: bool) -> tuple[Outputs, Tensor | None]:
         w = call.weights_of(layer)
         out = y.view(s.N, D * s.R) if layer == L - 1 else saved.hidden(layer)
         gates = saved.gates(layer) if stack.cell.saves_gates else out
-        gates = gates.view(s.N, D * stack.gates * s.H)
-        with products_as_cudnns(below):
-            if w.bias is None:
-                torch.mm(below, w.w_ih.T, out=gates)
-            else:
-                torch.addmm(w.bias, below, w.w_ih.T, out=gates)
+        gates = gates.view(s.N, D, stack.gates, s.H)
+        call.start(below, w, gates)
         c = call.wide_state(call.c0, layer)
         arrays = ForwardArrays(
-            gates.view(s.N, D, stack.gates, s.H),
+            gates,
             w.w_hh,
             w.w_hr,
             call.of_layer(call.h0, layer),
@@ -75,6 +70,7 @@ def _forward_by_sweeps(call: Call, keep: bool) -> tuple[Outputs, Tensor | None]:
             saved.m(layer),
             out.view(s.N, D, s.R),
             call.of_layer(h_n, layer),  # type: ignore[arg-type]
+            w.unit,
         )
         call.run_forward(arrays)
         if c is not None:
@@ -103,20 +99,17 @@ def backward(
     return grads.some()
 
 
-def sweep_back(past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
+def sweep_back(past: Past, cotangents: SomeOutputs) -> Adjoints:
     """See Backend.sweep_back."""
     sweep = BackwardSweep(_by_sweeps(past), cotangents, None)
-    call = sweep.call
-    s, (_, L, D, _) = call.sizes, call.stack
-    dz = call.empty(L, D, s.N, call.stack.gates * s.H)
-    d_cells = call.empty(L, D, s.N, s.H) if call.stack.has_c else None
-    for layer in reversed(range(L)):
-        cells = call.empty(s.N, D, s.H) if d_cells is not None else None
-        one = sweep.run(layer, wants_dx=layer > 0, d_cells=cells)
-        dz[layer] = one.dz.flatten(2).transpose(0, 1)
-        if d_cells is not None and cells is not None:
-            d_cells[layer] = cells.transpose(0, 1)
-    return dz, d_cells
+    call, has_c = sweep.call, past.stack.has_c
+    layers: list[Adjoints] = []
+    for layer in reversed(range(past.stack.L)):
+        states = [call.empty(call.sizes.N, past.stack.D, call.sizes.H) for _ in range(1 + has_c)]
+        dm, dc = states[0], states[1] if has_c else None
+        layers.insert(0, Adjoints(sweep.run(layer, wants_dx=layer > 0, d_cells=dc, dm=dm).dz, dm, dc))
+    z, m, c = (None if some[0] is None else torch.stack(some).transpose(1, 2) for some in zip(*layers, strict=True))
+    return Adjoints(z, m, c)  # type: ignore[arg-type]
 
 
 def activations(past: Past) -> Tensor:

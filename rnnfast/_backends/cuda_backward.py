@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast._backends.composite import BackwardArrays
+from rnnfast._backends.composite import BackwardArrays, steps_of
 from rnnfast._backends.cuda_call import Call, Saved, Weights
 from rnnfast._backends.cuda_sweeps import products_as_cudnns
 from rnnfast._backends.sizes import reserve_per_row
@@ -23,6 +23,7 @@ class _Layer(NamedTuple):
     out: Tensor  # (N,D,R) what it gave
     m: Tensor | None  # (N,D,H) projected
     dz: Tensor  # (N,D,G,H)
+    d_unit: Tensor | None  # (N,D,U,H)
     dh: Tensor | None  # (N,D,P) projected
     dx: Tensor | None  # (N,I) or (N,D*R)
     dh0: Tensor  # (D,B,R)
@@ -55,8 +56,8 @@ class BackwardSweep:
         masks = self.call.dropout
         return self.out(layer - 1) if masks is None else self.out(layer - 1) * masks[layer - 1]
 
-    def run(self, layer: int, wants_dx: bool, d_cells: Tensor | None = None) -> _Layer:
-        call, saved = self.call, self.saved
+    def run(self, layer: int, wants_dx: bool, d_cells: Tensor | None = None, dm: Tensor | None = None) -> _Layer:
+        call, saved, cell = self.call, self.saved, self.call.stack.cell
         s, D, G = call.sizes, call.stack.D, call.stack.gates
         w, out = call.weights_of(layer), self.out(layer).view(s.N, D, s.R)
         dc, dh0 = call.wide_state(self.dc_n, layer), call.empty(D, s.B, s.R)
@@ -64,8 +65,9 @@ class BackwardSweep:
         if self.dz is not None:
             dz.copy_(self.dz[layer].transpose(0, 1))
         m = saved.m(layer)
+        d_unit = call.empty(s.N, D, cell.unit_parameters, s.H) if cell.unit_parameters else None
         arrays = BackwardArrays(
-            saved.gates(layer) if call.stack.cell.saves_gates else out.unsqueeze(2),
+            saved.gates(layer) if cell.saves_gates else out.unsqueeze(2),
             saved.c(layer),
             w.w_hh,
             w.w_hr,
@@ -77,14 +79,19 @@ class BackwardSweep:
             dh,
             dh0,
             d_cells,
+            out,
+            call.of_layer(call.h0, layer),
+            w.unit,
+            d_unit,
+            dm,
         )
         call.run_backward(arrays, self.dz is not None)
         with products_as_cudnns(dz):
-            dx = dz.view(s.N, D * G * s.H) @ w.w_ih if wants_dx else None
+            dx = dz[:, :, cell.input].flatten(1) @ w.w_ih if wants_dx else None
         self.d_out = dx
         if layer > 0 and call.dropout is not None and dx is not None:
             self.d_out = dx * call.dropout[layer - 1]
-        return _Layer(w, self.below(layer), out, m, dz, dh, dx, dh0, dc)
+        return _Layer(w, self.below(layer), out, m, dz, d_unit, dh, dx, dh0, dc)
 
 
 class Gradients:
@@ -119,19 +126,24 @@ class Gradients:
 
     def _weights(self, one: _Layer, d: int, wanted: Sequence[bool], layer: int) -> list[Tensor | None]:
         """Of one direction, in torch's order."""
-        stack = self.call.stack
-        dz = one.dz[:, d].flatten(1)  # (N,G*H)
+        cell = self.call.stack.cell
+        dz_x, dz_h = (one.dz[:, d, cell.in_torch_order(slots)].flatten(1) for slots in (cell.input, cell.recurrent))
         some = [
-            self._product(dz, one.below) if wanted[0] else None,
-            self._recurrent(dz, one, d, layer) if wanted[1] else None,
+            self._product(dz_x, one.below) if wanted[0] else None,
+            self._recurrent(dz_h, one, d, layer) if wanted[1] else None,
         ]
-        if stack.bias:
-            total = self._rows(dz).sum(0) if any(wanted[2:4]) else None
-            total = total if total is None or self.groups > 1 else total[0]
-            some += [total if wanted[2] else None, total.clone() if wanted[3] and total is not None else None]
+        if self.call.stack.bias:
+            some += [self._sum(dz) if want else None for dz, want in zip((dz_x, dz_h), wanted[2:4], strict=True)]
         if one.dh is not None and one.m is not None:
             some.append(self._product(one.dh[:, d], one.m[:, d]) if wanted[-1] else None)
+        if one.d_unit is not None:
+            some.append(self._sum(one.d_unit[:, d]) if wanted[-1] else None)
         return some
+
+    def _sum(self, a: Tensor) -> Tensor:
+        """Of rows (N,...), for each group on its own if there are several"""
+        total = self._rows(a).sum(0)
+        return total if self.groups > 1 else total[0]
 
     def _rows(self, a: Tensor) -> Tensor:
         """(n,groups,...) of rows (n*groups,...): sequence b is of group b % groups at every step"""
@@ -145,10 +157,12 @@ class Gradients:
             return torch.bmm(self._rows(a).permute(1, 2, 0), self._rows(b).transpose(0, 1))
 
     def _recurrent(self, dz: Tensor, one: _Layer, d: int, layer: int) -> Tensor:
-        """Of W_hh (G*H,R): dz^T h of the step before, which at the first step is h_0"""
+        """Of W_hh (g*H,R): dz^T h of the step before, which at the first step is h_0"""
         call, h = self.call, one.out[:, d]
         h0 = None if call.h0 is None else call.h0[layer * call.stack.D + d]  # (B,R)
         B, N = call.sizes.B, call.sizes.N
+        if call.sweep.resets is not None:
+            return self._product(dz, _with_resets(call, h, h0, d))
         if call.offsets is not None:
             first = h.new_zeros((B, call.sizes.R)) if h0 is None else h0
             return self._product(dz, torch.cat([h, first])[_rows_before(call.offsets, N, reverse=d == 1)])
@@ -167,6 +181,19 @@ class Gradients:
             torch.cat(dc0).to(self.call.like.dtype) if c0 else None,
             self.weights,
         )
+
+
+def _with_resets(call: Call, h: Tensor, h0: Tensor | None, d: int) -> Tensor:
+    """(N,R) the state before each row: h of the step before, h_0, or zeros"""
+    steps = sorted(steps_of(call.sweep.counts, call.sweep.resets, d == 1), key=lambda step: step.rows.start)
+    before = torch.zeros_like(h)
+    for k, step in enumerate(steps):
+        j = k + 1 if d else k - 1
+        last = h.new_zeros((call.sizes.B, h.size(1)))
+        if 0 <= j < len(steps):
+            last[: steps[j].n] = h[steps[j].rows]
+        before[step.rows] = step.before(last, h0)
+    return before
 
 
 def _rows_before(offsets: Tensor, N: int, reverse: bool) -> Tensor:

@@ -18,12 +18,13 @@ from rnnfast._backends.types import Constants, Inputs, SomeOutputs, Stack
 
 
 class Weights(NamedTuple):
-    """Of one layer, its directions side by side."""
+    """Of one layer, its directions side by side, gates in the order of the cell's slots."""
 
-    w_ih: Tensor  # (D*G*H,I)
-    w_hh: Tensor  # (D,G*H,R)
-    bias: Tensor | None  # (D*G*H) b_ih + b_hh
+    w_ih: Tensor  # (D*g*H,I)
+    w_hh: Tensor  # (D,g*H,R)
+    bias: Tensor | None  # (D*G*H) b_ih + b_hh, each in its slots
     w_hr: Tensor | None  # (D,P,H)
+    unit: Tensor | None  # (D,U,H)
 
 
 def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
@@ -36,7 +37,7 @@ class Call:
 
     def __init__(self, stack: Stack, inputs: Inputs, constants: Constants) -> None:
         x = inputs.x
-        batch_sizes, dropout, _ = constants
+        batch_sizes, dropout, resets = constants
         if x.dtype not in DTYPES:
             raise RuntimeError(f"input: expected one of {DTYPES}, got {x.dtype}")
         self.stack, self.like = stack, x
@@ -59,7 +60,9 @@ class Call:
         if self.batch_sizes is not None:
             first_rows = torch.tensor(list(accumulate(self.batch_sizes.tolist(), initial=0)), device="cpu")
             self.offsets = cuda_sweeps.to_device(first_rows, x.device)
-        self.sweep = Sweep(stack.cell_index, stack.D, s.H, s.P, s.T, s.B, self.batch_sizes, self.offsets)
+        if resets is not None:
+            resets = cpu.as_resets(resets, self.shapes.rows, x.device).flatten()
+        self.sweep = Sweep(stack.cell_index, stack.D, s.H, s.P, s.T, s.B, self.batch_sizes, self.offsets, resets)
 
     def dense(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same numbers in one block, after a check that they are what the kernels expect."""
@@ -107,17 +110,41 @@ class Call:
         return state.zero_() if given is None else state.copy_(given)
 
     def weights_of(self, layer: int) -> Weights:
-        D, per = self.stack.D, self.stack.weights_each(self.weights)
+        D, cell, bias = self.stack.D, self.stack.cell, None
+        per = self.stack.weights_each(self.weights)
         own = [self.weights[k * per : (k + 1) * per] for k in range(layer * D, (layer + 1) * D)]
-        w_ih, w_hh, *rest = (_side_by_side(some) for some in zip(*own, strict=True))
-        bias = (rest[0] + rest[1]).flatten() if self.stack.bias else None
-        return Weights(w_ih.flatten(0, 1), w_hh, bias, rest[-1] if self.sizes.P else None)
+        w_ih = _side_by_side([cell.to_slots(w[0], cell.input).flatten(0, 1) for w in own])
+        w_hh = _side_by_side([cell.to_slots(w[1], cell.recurrent).flatten(0, 1) for w in own])
+        if self.stack.bias:
+            b_ih = _side_by_side([cell.to_slots(w[2], cell.input) for w in own])  # (D,g,H)
+            b_hh = _side_by_side([cell.to_slots(w[3], cell.recurrent) for w in own])
+            bias = cell.pre_activations(b_ih, b_hh).flatten()
+        last = _side_by_side([w[-1] for w in own])
+        w_hr, unit = (last if self.sizes.P else None), (last if cell.unit_parameters else None)
+        return Weights(w_ih.flatten(0, 1), w_hh, bias, w_hr, unit)
+
+    def start(self, below: Tensor, w: Weights, gates: Tensor) -> None:
+        """gates (N,D,G,H) = W_ih x + biases"""
+        cell, (N, D, G, H) = self.stack.cell, gates.shape
+        with cuda_sweeps.products_as_cudnns(below):
+            if cell.input == slice(0, G):
+                flat = gates.view(N, D * G * H)
+                if w.bias is None:
+                    torch.mm(below, w.w_ih.T, out=flat)
+                else:
+                    torch.addmm(w.bias, below, w.w_ih.T, out=flat)
+                return
+            if w.bias is None:
+                gates.zero_()
+            else:
+                gates.copy_(w.bias.view(D, G, H))
+            gates[:, :, cell.input] += (below @ w.w_ih.T).view(N, D, -1, H)
 
     def run_forward(self, arrays: ForwardArrays) -> None:
-        cuda_sweeps.sweeps_for(self.like).forward(self.sweep, arrays)
+        cuda_sweeps.sweeps_for(self.like, self.sweep).forward(self.sweep, arrays)
 
     def run_backward(self, arrays: BackwardArrays, add: bool) -> None:
-        cuda_sweeps.sweeps_for(self.like).backward(self.sweep, arrays, add)
+        cuda_sweeps.sweeps_for(self.like, self.sweep).backward(self.sweep, arrays, add)
 
 
 class Saved:

@@ -21,6 +21,9 @@ from rnnfast._backends.composite import BackwardArrays, ForwardArrays, Sweep
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+_FORWARD, _BACKWARD = ForwardArrays._fields, BackwardArrays._fields
+
+
 def is_built() -> bool:
     """Does this installation have the CUDA extension?"""
     return importlib.util.find_spec("rnnfast._cuda") is not None
@@ -38,8 +41,14 @@ class Composite:
         composite.sweep_backward(s, arrays, add)
 
 
-def sweeps_for(x: Tensor) -> Any:
-    if x.is_cpu or forced() == "composite":
+def has_kernel(s: Sweep) -> bool:
+    """Can the extension's kernels run it? They know one product for all gates, no state but c, and no resets."""
+    cell = s.cell
+    return cell.input == cell.recurrent and not cell.carries_h and s.resets is None
+
+
+def sweeps_for(x: Tensor, s: Sweep) -> Any:
+    if x.is_cpu or forced() == "composite" or not has_kernel(s):
         return Composite
     extension = load_extension()
     return extension if extension.runs_on(x.device.index) else Composite
@@ -75,10 +84,10 @@ class Extension:
         return self.make_plan(self.place(like)[0], s.cell_index, number_of(like.dtype), *sizes, backward, forced())
 
     def forward(self, s: Sweep, arrays: ForwardArrays) -> None:
-        self._run(self.module.forward, s, arrays, arrays.y, False)
+        self._run(self.module.forward, s, arrays[: _FORWARD.index("h_n") + 1], arrays.y, False)
 
     def backward(self, s: Sweep, arrays: BackwardArrays, add: bool) -> None:
-        self._run(self.module.backward, s, arrays, arrays.dz, True, add)
+        self._run(self.module.backward, s, arrays[: _BACKWARD.index("d_cells") + 1], arrays.dz, True, add)
 
     def _run(
         self, run: Any, s: Sweep, arrays: Sequence[Tensor | None], like: Tensor, backward: bool, *more: Any
@@ -159,7 +168,7 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return host
     there = torch.empty_like(host, device=device)
-    if sweeps_for(there) is Composite:
+    if not is_built() or forced() == "composite":
         return there.copy_(host)
     load_extension().upload(host, there)
     return there

@@ -39,8 +39,9 @@ class Stack(NamedTuple):
 
     def sizes_of_units(self, w_hh: Sequence[int], weights: int) -> tuple[int, int, int]:
         """H, R, and P, which is 0 without projection: from the shape of a w_hh and the number of weights."""
-        H, R = int(w_hh[0]) // self.gates, int(w_hh[1])
-        projected = self.cell.projects and weights // (self.L * self.D) == (5 if self.bias else 3)
+        cell = self.cell
+        H, R = int(w_hh[0]) // (cell.recurrent.stop - cell.recurrent.start), int(w_hh[1])
+        projected = cell.projects and weights == self.L * self.D * cell.weights_each(self.bias, True)
         return H, R, R if projected else 0
 
     def units(self, weights: Sequence[Tensor]) -> tuple[int, int, int]:
@@ -134,6 +135,14 @@ class SavedGradients(NamedTuple):
     reserve: Tensor
 
 
+class Adjoints(NamedTuple):
+    """What a backward pass carries through time."""
+
+    z: Tensor  # (L,D,N,G,H) dL/d pre-activations
+    m: Tensor  # (L,D,N,H) dL/d output of the cell, which without projection is all of dL/dh_t
+    c: Tensor | None  # (L,D,N,H) all of dL/dc_t; None without c
+
+
 class Backend(Protocol):
     """The kernels of one kind of device. Nothing here knows autograd; `rnnfast._autograd` builds derivatives from it.
 
@@ -155,9 +164,8 @@ class Backend(Protocol):
         """Gradients of <cotangents, outputs>, and if given of <z_cotangent (L,D,N,G,H), pre-activations> more; of the
         weights (groups,...) for each group of sequences (b % groups) on its own if there are several."""
 
-    def sweep_back(self, past: Past, cotangents: SomeOutputs) -> tuple[Tensor, Tensor | None]:
-        """What a backward pass carries through time: dL/d pre-activations (L,D,N,G*H), dL/dc_t (L,D,N,H) (None without
-        c). Gradients of inputs and weights are not computed."""
+    def sweep_back(self, past: Past, cotangents: SomeOutputs) -> Adjoints:
+        """What a backward pass carries through time. Gradients of inputs and weights are not computed."""
 
     def tangent(self, past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:
         """The derivative of the outputs along `tangents`; if given, z_tangent (L,D,N,G,H) becomes that of the

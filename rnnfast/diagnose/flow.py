@@ -14,8 +14,8 @@ from torch.nn.modules.rnn import RNNBase
 
 from rnnfast._autograd import nodes, op
 from rnnfast._backends.types import Past, SomeOutputs
+from rnnfast._layer import Layer
 from rnnfast.diagnose.sweep import SATURATED, Sweep
-from rnnfast.modules import LSTM, RNN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,10 @@ class GradientFlow:
         lag_share: (L,D,T) share of |dW_hh| by lag: the norm of what step T-1-lag (of the way of the direction) adds to
             dW_hh, all sequences together, over the sum of these norms.
         saturated: (L,D) share of |h| > 0.99.
-        gates_closed, gates_open: (L,D,3) shares of the gates i,f,o below 0.01 and above 0.99; None without c.
-        memory: (L,D) -1 / ln(mean f), steps in which a cell falls to 1/e; None without c.
+        gates_closed, gates_open: (L,D,k) shares below 0.01 and above 0.99 of the gates that are logistic, i,f,o of an
+            LSTM, r,z of a GRU; None for Elman.
+        memory: (L,D) -1 / ln(mean share of its state that a unit keeps, f or z), steps in which a state falls to 1/e;
+            None for Elman.
         nonfinite_h, nonfinite_gradient: (L,D) the step at which the first state (forward) or gradient (on the way back)
             was inf or NaN, -1: none.
     """
@@ -138,19 +140,19 @@ def gradient_flow(
     layer gave out is computed by autograd; the rest is one backward sweep of the kernel. `.grad` is not touched.
 
     Args:
-        layer: rnnfast.LSTM or rnnfast.RNN. The closure calls it exactly once, on float32 or float64 on the CPU.
+        layer: a recurrent layer of rnnfast. The closure calls it exactly once, on float32 or float64 on the CPU.
         closure: () -> scalar loss.
         probe: ignore the loss, and send a random unit vector back from the last state of the top layer of each sequence
             (and direction) instead. What arrives at step t then is how strongly the end depends on step t.
         generator: where the probe's vectors are drawn from, default torch's global one.
 
     Raises:
-        TypeError: the layer is no rnnfast.LSTM or rnnfast.RNN, or the closure returns no scalar tensor.
+        TypeError: the layer is none of rnnfast's, or the closure returns no scalar tensor.
         RuntimeError: the closure called the layer never, more than once, without a graph, or where no kernel runs; or
             the loss does not depend on the layer.
     """
-    if not isinstance(layer, (LSTM, RNN)):
-        raise TypeError(f"layer should be a rnnfast.LSTM or rnnfast.RNN, got {type(layer).__name__}")
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer should be a recurrent layer of rnnfast, got {type(layer).__name__}")
     loss, node = _run(layer, closure)
     past = nodes.past_of(node)
     if probe:

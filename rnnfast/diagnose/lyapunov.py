@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.modules.rnn import RNNBase
 
-from rnnfast import modules
 from rnnfast._backends import schema
 from rnnfast._backends.cells import BY_MODE
 from rnnfast._backends.types import Constants, Inputs, Past, SomeInputs, Stack
-from rnnfast.modules import LSTM, RNN
+from rnnfast._layer import Layer
 
 
 @torch.no_grad()
@@ -44,11 +42,11 @@ def lyapunov(
         (B,k), -inf where a direction dies out completely.
 
     Raises:
-        TypeError: the layer is no rnnfast.LSTM or rnnfast.RNN.
+        TypeError: the layer is none of rnnfast's.
         ValueError: it is bidirectional, x has another shape, k, `every` or `skip` is out of range.
     """
-    if not isinstance(layer, (LSTM, RNN)):
-        raise TypeError(f"layer should be a rnnfast.LSTM or rnnfast.RNN, got {type(layer).__name__}")
+    if not isinstance(layer, Layer):
+        raise TypeError(f"layer should be a recurrent layer of rnnfast, got {type(layer).__name__}")
     if layer.bidirectional:
         raise ValueError("a bidirectional layer is no dynamical system in t: its exponents are not defined")
     if x.dim() != 3 or x.size(-1) != layer.input_size:
@@ -82,14 +80,14 @@ def lyapunov(
     return (total / (T - skip)).sort(dim=-1, descending=True).values
 
 
-def _weights(layer: RNNBase, x: Tensor) -> list[Tensor]:
+def _weights(layer: Layer, x: Tensor) -> list[Tensor]:
     """Those that a call of the layer on x would take: hooks before it may compute them (pruning, weight_norm)."""
     for key, hook in list(layer._forward_pre_hooks.items()):
         if key in layer._forward_pre_hooks_with_kwargs:
             hook(layer, (x,), {})
         else:
             hook(layer, (x,))
-    return [weight.detach() for weight in modules._weights(layer, layer._flat_weights_names)]
+    return [weight.detach() for weight in layer._kernel_weights()]
 
 
 def _carry(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnfast._backends import schema
+from rnnfast._backends.cells import SIGMOID
 from rnnfast._backends.types import Past, SomeOutputs
 
 SATURATED = 0.99  # |h|; and gates above it, or below 1 - it
@@ -22,31 +23,33 @@ class Sweep:
     def __init__(self, past: Past, cotangents: SomeOutputs) -> None:
         self.past, self.cotangents, self.stack = past, cotangents, past.stack
         self.H, self.R, _ = self.stack.units(past.inputs.weights)
-        batch_sizes, dropout, _ = past.constants
+        batch_sizes, dropout, resets = past.constants
         backend = schema.backend_for(past.y)
-        dz, dc = backend.sweep_back(past, cotangents)  # (L,D,N,G*H), (L,D,N,H)
+        dz, dm, dc = backend.sweep_back(past, cotangents)
         self.packed, device = batch_sizes is not None, past.y.device
         if batch_sizes is None:
             batch_sizes = torch.full((past.y.size(0),), past.y.size(1), device=device)
         sizes = batch_sizes.to(device)
         self.T, self.B = len(sizes), int(sizes[0])
         self.mask = torch.arange(self.B, device=device) < sizes[:, None]  # (T,B)
-        self.dz = self.pad(dz)  # (L,D,T,B,G*H)
-        self.dc = None if dc is None else self.pad(dc)  # (L,D,T,B,H)
+        self.dz = self.pad(dz)  # (L,D,T,B,G,H)
+        self.d_state: Tensor | None = None  # (L,D,T,B,H) dL/d state after the step
+        if self.stack.has_c or self.stack.cell.carries_h:
+            self.d_state = self.pad(dm if dc is None else dc)
+        self.resets = None if resets is None else self.pad(resets.reshape(1, 1, -1, 1))[0, 0]  # (T,B,1)
         self.gates: Tensor | None = None
-        if self.stack.has_c:
-            gates = backend.activations(past)  # (L,D,N,G,H)
-            self.gates = self.pad(gates.flatten(3)).unflatten(-1, gates.shape[3:])  # (L,D,T,B,G,H)
+        if self.d_state is not None:
+            self.gates = self.pad(backend.activations(past))  # (L,D,T,B,G,H)
         self.outputs = [self.pad_columns(rows) for rows in backend.outputs(past)]  # L times (T,B,D*R)
         self.d_y = None if cotangents.y is None else self.pad_columns(cotangents.y)  # (T,B,D*R)
         self.dropout = [] if dropout is None else [self.pad_columns(part) for part in dropout]
 
     def pad(self, rows: Tensor) -> Tensor:
-        """(L,D,N,K) -> (L,D,T,B,K)"""
-        lead, K = rows.shape[:2], rows.size(-1)
+        """(L,D,N,...) -> (L,D,T,B,...)"""
+        lead, rest = rows.shape[:2], rows.shape[3:]
         if not self.packed:
-            return rows.view(*lead, self.T, self.B, K)
-        padded = rows.new_zeros(*lead, self.T, self.B, K)
+            return rows.unflatten(2, (self.T, self.B))
+        padded = rows.new_zeros(*lead, self.T, self.B, *rest)
         padded[:, :, self.mask] = rows
         return padded
 
@@ -90,10 +93,10 @@ class Sweep:
             "nonfinite_h": _first(all_steps["h_nonfinite"], d),
             "nonfinite_gradient": _first(all_steps["gradient_nonfinite"], 1 - d),
         }
-        if self.dc is not None:
+        if self.d_state is not None:
             result["gates_closed"] = all_steps["gates_closed"].sum(0) / (N * self.H)
             result["gates_open"] = all_steps["gates_open"].sum(0) / (N * self.H)
-            result["memory"] = -1 / (all_steps["forget"].sum() / (N * self.H)).log()
+            result["memory"] = -1 / (all_steps["kept"].sum() / (N * self.H)).log()
         return result
 
 
@@ -108,9 +111,12 @@ class _Part:
     def measured(self) -> dict[str, Tensor]:
         """Norms (n,B) by the names of GradientFlow's attributes, what else there is for each step (n), and counts and
         sums (1) and (1,3), float64."""
-        sweep, w_hh = self.sweep, self.sweep.weights(self.layer, self.d)[1]  # (G*H,R)
+        sweep, cell = self.sweep, self.sweep.stack.cell
+        w_hh = cell.to_slots(sweep.weights(self.layer, self.d)[1], cell.recurrent).flatten(0, 1)  # (g*H,R)
         injected = self.injected()  # (n,B,R)
-        carried = self.after(sweep.dz[self.layer, self.d]) @ w_hh  # (n,B,R)
+        carried = self.after(sweep.dz[self.layer, self.d, :, :, cell.recurrent].flatten(2)) @ w_hh  # (n,B,R)
+        if cell.carries_h:
+            carried = carried + self.kept()
         total = carried + injected
         h = sweep.outputs[self.layer][self.t0 : self.t1, :, self.columns]  # (n,B,R)
         result = {
@@ -122,38 +128,52 @@ class _Part:
             "h_nonfinite": self.nonfinite(h),
             "gradient_nonfinite": self.nonfinite(total),
         }
-        return result | (self.of_cells() if sweep.dc is not None else {})
+        return result | (self.of_gates() if sweep.d_state is not None else {}) | (self.of_c() if cell.has_c else {})
 
-    def of_cells(self) -> dict[str, Tensor]:
-        assert self.sweep.dc is not None and self.sweep.gates is not None
-        all_dc, all_gates = (
-            self.sweep.dc[self.layer, self.d],
-            self.sweep.gates[self.layer, self.d],
-        )  # (T,B,H), (T,B,G,H)
-        dc = all_dc[self.t0 : self.t1]  # (n,B,H)
-        carried = self.after(all_gates[:, :, 1]) * self.after(all_dc)  # (n,B,H)
-        gates = all_gates[self.t0 : self.t1]  # (n,B,G,H)
-        gates = gates[self.mask] if self.sweep.packed else gates.flatten(0, 1)  # (rows,G,H)
-        i_f_o = [gates[:, k] for k in (0, 1, 3)]  # (rows,H) each
+    def kept(self) -> Tensor:
+        """What reaches dL/d state (n,B,H) by way of the next state alone."""
+        assert self.sweep.d_state is not None
+        return self.after(self.keep()) * self.after(self.sweep.d_state[self.layer, self.d])
+
+    def keep(self) -> Tensor:
+        """The share of its state that each unit keeps (T,B,H)"""
+        assert self.sweep.gates is not None
+        cell = self.sweep.stack.cell
+        unit = self.sweep.weights(self.layer, self.d)[-1] if cell.unit_parameters else None
+        return cell.keep(self.sweep.gates[self.layer, self.d], unit)
+
+    def of_c(self) -> dict[str, Tensor]:
+        assert self.sweep.d_state is not None
+        dc, carried = self.sweep.d_state[self.layer, self.d, self.t0 : self.t1], self.kept()  # (n,B,H)
+        return {"injected_c": _norms(dc - carried), "carried_c": _norms(carried), "total_c": _norms(dc)}
+
+    def of_gates(self) -> dict[str, Tensor]:
+        assert self.sweep.gates is not None
+        gates = self.sweep.gates[self.layer, self.d, self.t0 : self.t1][self.mask]  # (rows,G,H)
+        which = [gates[:, k] for k, kind in enumerate(self.sweep.stack.cell.nonlinearities) if kind is SIGMOID]
+        none = gates.new_zeros((1, 0), dtype=torch.float64)
         return {
-            "injected_c": _norms(dc - carried),
-            "carried_c": _norms(carried),
-            "total_c": _norms(dc),
-            "gates_closed": torch.stack([_count(gate < 1 - SATURATED) for gate in i_f_o], dim=1),
-            "gates_open": torch.stack([_count(gate > SATURATED) for gate in i_f_o], dim=1),
-            "forget": gates[:, 1].sum().double()[None],
+            "gates_closed": torch.stack([_count(gate < 1 - SATURATED) for gate in which], dim=1) if which else none,
+            "gates_open": torch.stack([_count(gate > SATURATED) for gate in which], dim=1) if which else none,
+            "kept": self.keep()[self.t0 : self.t1][self.mask].sum().double()[None],
         }
 
     def after(self, x: Tensor) -> Tensor:
-        """(T,B,K) -> (n,B,K): at t what belongs to the step that the direction runs after t"""
-        return _after(x, self.d, self.t0, self.t1)
+        """(T,B,K) -> (n,B,K): at t what belongs to the step that the direction runs after t, and takes its state"""
+        resets = self.sweep.resets
+        if resets is not None and self.d == 0:
+            x = x.masked_fill(resets, 0)
+        after = _after(x, self.d, self.t0, self.t1)
+        if resets is not None and self.d == 1:
+            after = after.masked_fill(resets[self.t0 : self.t1], 0)
+        return after
 
     def injected(self) -> Tensor:
         """What comes into dL/dh_t (n,B,R) from above: y, h_n at each sequence's last step, the next layer."""
         sweep, layer, steps = self.sweep, self.layer, slice(self.t0, self.t1)
         D, cotangents = sweep.stack.D, sweep.cotangents
         if layer + 1 < sweep.stack.L:
-            above = [sweep.dz[layer + 1, e, steps] @ sweep.weights(layer + 1, e)[0] for e in range(D)]  # (n,B,D*R)
+            above = [self.from_above(e, steps) for e in range(D)]  # (n,B,D*R)
             d_y = sum(above[1:], above[0])
             if sweep.dropout:
                 d_y = d_y * sweep.dropout[layer][steps]
@@ -166,17 +186,31 @@ class _Part:
             return injected
         return self.with_states(injected, self.last(self.d), cotangents.h_n[layer * D + self.d], add=True)
 
+    def from_above(self, e: int, steps: slice) -> Tensor:
+        """What direction e of the next layer gives back (n,B,D*R)"""
+        cell, layer = self.sweep.stack.cell, self.layer + 1
+        w_ih = cell.to_slots(self.sweep.weights(layer, e)[0], cell.input).flatten(0, 1)
+        return self.sweep.dz[layer, e, steps, :, cell.input].flatten(2) @ w_ih
+
     def lag_norms(self) -> Tensor:
         """dW_hh is the sum over t and b of dz_tb h_{t-1,b}^T. -> norms (n) of what each step adds, the roots of
         the sums over b,b' of (dz_tb . dz_tb') (h_tb . h_tb')."""
         sweep, h0 = self.sweep, self.sweep.past.inputs.h0
-        dz = sweep.dz[self.layer, self.d, self.t0 : self.t1]  # (n,B,G*H)
+        dz = sweep.dz[self.layer, self.d, self.t0 : self.t1, :, sweep.stack.cell.recurrent].flatten(2)  # (n,B,g*H)
         h = sweep.outputs[self.layer][..., self.columns]  # (T,B,R)
         before = _after(h, 1 - self.d, self.t0, self.t1)  # (n,B,R)
+        if sweep.resets is not None:
+            before = before.masked_fill(self.begins(), 0)
         if h0 is not None:
             before = self.with_states(before, self.last(1 - self.d), h0[self.layer * sweep.stack.D + self.d], add=False)
         squares = ((dz @ dz.transpose(1, 2)) * (before @ before.transpose(1, 2))).sum((1, 2))  # (n)
         return squares.clamp(min=0).sqrt()
+
+    def begins(self) -> Tensor:
+        """Does an episode begin here, as the direction runs? (n,B,1)"""
+        resets = self.sweep.resets
+        assert resets is not None
+        return resets[self.t0 : self.t1] if self.d == 0 else _after(resets, 0, self.t0, self.t1)
 
     def nonfinite(self, x: Tensor) -> Tensor:
         """(n,B,K) -> (n), whether a step holds inf or NaN"""

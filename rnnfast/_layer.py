@@ -1,0 +1,336 @@
+"""What rnnfast's layers have in common: a look at the input, and the way to a kernel or to torch.
+
+A layer looks at its input once, cheaply. What has a kernel and fits goes to `_autograd.op.recurrent`; everything else
+goes to the forward of the torch layer itself: it raises torch's own error for bad input, and computes with torch's
+operators what has no kernel (after one warning). A single step is torch's, too, where that is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast import _step
+from rnnfast._autograd import op
+from rnnfast._backends import composite, cuda_sweeps
+from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.types import Constants, Inputs, Stack
+from rnnfast._twins import Twin
+from rnnfast.fallback import warn_once
+
+_CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
+    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
+    autocast is left to torch, says so."""
+    if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
+        if x.is_cpu and weight.is_cpu and x.dtype in op.DTYPES:
+            return True
+        if x.is_cuda and x.device == weight.device and x.dtype in cuda_sweeps.DTYPES and cuda_sweeps.is_built():
+            return True
+    reason = _why_no_kernel(x, weight)
+    if reason is not None:
+        warn_once(reason)
+    return False
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
+    alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda_sweeps.is_built())):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors of floating-point numbers in another dtype, alone or as a list of what was a tuple or list of any type;
+    everything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return [_cast(one, dtype) for one in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
+    """None where nobody needs to know: bad input, which torch refuses, and shapes without numbers."""
+    device = x.device.type
+    if x.is_meta or x.device != weight.device:
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return f"autocast to {torch.get_autocast_dtype(device)}"
+    if device == "cuda" and not cuda_sweeps.is_built():
+        return f"{x.dtype} on cuda in this installation (it was not built with RNNFAST_CUDA=on)"
+    return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None
+
+
+def _state_fits(state: object, shape: tuple[int, ...], like: Tensor) -> bool:
+    return (
+        isinstance(state, Tensor) and state.shape == shape and state.dtype == like.dtype and state.device == like.device
+    )
+
+
+def _is_pair(hx: object) -> bool:
+    return isinstance(hx, (tuple, list)) and len(hx) == 2
+
+
+def weights_of(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """The tensors of these names, whatever put them there: parametrizations, pruning, data parallelism."""
+    parameters: dict[str, Any] = module._parameters  # a fifth of the time of getattr on a Module
+    return [parameters[name] if name in parameters else getattr(module, name) for name in names]
+
+
+def _each(f: Callable[[Tensor], Tensor], h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return f(h), None if c is None else f(c)
+
+
+class Layer(Twin, RNNBase):
+    """What all layers have in common."""
+
+    _torch_forward: ClassVar[Callable[..., Any]]
+
+    def flatten_parameters(self) -> None:
+        """As torch's layers do, for cuDNN, where that has to run: the kernels take the weights where they are."""
+        if not torch.compiler.is_compiling():
+            super().flatten_parameters()
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | PackedSequence | None = None,
+    ) -> tuple[Any, Any]:
+        if isinstance(input, Tensor):
+            x, batch_sizes, order, back = input, None, None, None
+        elif isinstance(input, PackedSequence):
+            x, batch_sizes, order, back = input
+        else:
+            return self._forward_by_torch(input, hx, resets)
+        weights = self._kernel_weights()
+        dtype = _autocast_dtype(x)
+        to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
+        states: Any = hx
+        if dtype is not None and not to_torch:
+            x, states, weights = self._autocast_inputs(x, hx, weights, dtype)
+        if not self._fits(x, batch_sizes, states, weights[0], to_torch):
+            return self._forward_by_torch(input, hx, resets)
+        h0, c0 = states if _is_pair(states) else (states, None)
+        padded = batch_sizes is None
+        single = padded and x.dim() == 2
+        if single:
+            x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
+        elif padded and self.batch_first:
+            x = x.transpose(0, 1)  # (B,T,I) -> (T,B,I)
+        if h0 is not None and single:
+            h0, c0 = _each(lambda state: state.unsqueeze(1), h0, c0)
+        elif h0 is not None and order is not None:
+            h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
+        mask = None if resets is None else self._read_resets(resets, input)
+        if mask is not None and mask.dim() == 2 and mask.size(0) == 1:  # a single step begins anew, or goes on
+            begins, mask = mask.view(1, -1, 1), None
+            h0, c0 = (None if state is None else state.masked_fill(begins, 0) for state in (h0, c0))
+        step = None if dtype is not None or mask is not None else self._step_by_torch(x, batch_sizes, h0, c0, weights)
+        y, h_n, c_n = step or op.recurrent(
+            self.mode,
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            weights,
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            self._dropout_masks(x),
+            mask,
+        )
+        if single:
+            y = y.squeeze(1)
+            h_n, c_n = _each(lambda state: state.squeeze(1), h_n, c_n)
+        elif padded and self.batch_first:
+            y = y.transpose(0, 1)
+        elif back is not None:
+            h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
+        if dtype is not None and x.is_cpu:
+            y, h_n = y.to(dtype), h_n.to(dtype)
+            c_n = c_n.to(dtype) if c_n is not None and self._is_onednns(dtype) else c_n
+        output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
+        return output, h_n if c_n is None else (h_n, c_n)
+
+    def _kernel_weights(self) -> list[Tensor]:
+        """In the order of `op.recurrent`."""
+        return weights_of(self, self._flat_weights_names)
+
+    def _read_resets(self, resets: Tensor | PackedSequence, input: Tensor | PackedSequence) -> Tensor:
+        """(T,B), or packed (N)"""
+        if isinstance(input, PackedSequence):
+            return _packed_resets(resets, input, self.batch_first)
+        if not isinstance(resets, Tensor):
+            raise TypeError(f"resets: expected a Tensor like the input, got {type(resets).__name__}")
+        _check_resets(resets, tuple(input.shape[:-1]), input.device)
+        if resets.dim() == 1:
+            return resets.unsqueeze(1)
+        return resets.transpose(0, 1) if self.batch_first else resets
+
+    def _is_onednns(self, dtype: torch.dtype) -> bool:
+        """Would torch take oneDNN's LSTM under autocast on the CPU, if its CPU has instructions for it? It rounds the
+        cells; torch's own operators leave them float32."""
+        return self.mode == "LSTM" and not self.proj_size and dtype == torch.bfloat16
+
+    def _is_left_to_torch(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Can oneDNN take this call? With 16 bits it is faster than the kernels with 32."""
+        return x.is_cpu and self._is_onednns(dtype) and _CPU_HAS_BFLOAT16
+
+    def _autocast_inputs(self, x: Tensor, hx: Any, weights: Any, dtype: torch.dtype) -> tuple[Tensor, Any, Any]:
+        """Rounded as autocast does; on the CPU, whose kernels have no fewer bits, as float32 again."""
+        if not x.is_cpu:
+            return _cast(x, dtype), _cast(hx, dtype), _cast(weights, dtype)
+        x, h, weights = (_cast(_cast(value, dtype), torch.float32) for value in (x, hx, weights))
+        keeps_c = _is_pair(hx) and not self._is_onednns(dtype)
+        return x, (h[0], _cast(hx[1], torch.float32)) if keeps_c else h, weights
+
+    def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor, to_torch: bool) -> bool:
+        """Is there a kernel for this call, and is everything of the right size?"""
+        if not _has_kernel(x, weight, to_torch):
+            return False
+        dims = x.dim()
+        if dims not in ((2, 3) if batch_sizes is None else (2,)) or x.size(-1) != self.input_size or x.numel() == 0:
+            return False
+        if batch_sizes is not None and batch_sizes.dtype != torch.int64:
+            return False
+        if hx is None:
+            return True
+        LD = self.num_layers * (2 if self.bidirectional else 1)
+        batch: tuple[int, ...] = ()
+        if batch_sizes is not None:
+            batch = (int(batch_sizes[0]),)
+        elif dims == 3:
+            batch = (x.size(0 if self.batch_first else 1),)
+        shape = (LD, *batch, self.proj_size or self.hidden_size)
+        if not BY_MODE[self.mode].has_c:
+            return _state_fits(hx, shape, x)
+        return _is_pair(hx) and _state_fits(hx[0], shape, x) and _state_fits(hx[1], (LD, *batch, self.hidden_size), x)
+
+    def _step_by_torch(
+        self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Arguments and result as those of `op.recurrent`, if the call is a single step that torch's operators do
+        faster."""
+        if (x.size(0) if batch_sizes is None else batch_sizes.numel()) != 1 or self.proj_size or not x.is_cpu:
+            return None
+        return _step.by_torch(self, x, h0, c0, weights)
+
+    def _forward_by_torch(self, input: Any, hx: Any, resets: Any = None) -> Any:
+        """What has no kernel, what has no numbers, and what has no answer: torch computes the one, torch.fx traces the
+        second, and torch says what is wrong with the third."""
+        node = self._symbolic(input, hx)
+        if node is not None:
+            return node
+        return self._torch_forward(input, hx) if resets is None else self._by_operators(input, hx, resets)
+
+    def _by_operators(self, input: Tensor | PackedSequence, hx: Any, resets: Any) -> Any:
+        """What torch's own layer has not, in torch's operators."""
+        self._check(input, hx)
+        packed = isinstance(input, PackedSequence)
+        x, batch_sizes, order, back = input if isinstance(input, PackedSequence) else (input, None, None, None)
+        single = not packed and x.dim() == 2
+        states = [None, None] if hx is None else [*hx] if _is_pair(hx) else [hx, None]
+        if single:
+            x, states = x.unsqueeze(1), [None if s is None else s.unsqueeze(1) for s in states]
+        elif not packed and self.batch_first:
+            x = x.transpose(0, 1)
+        if order is not None:
+            states = [None if s is None else s.index_select(1, order) for s in states]
+        mask = None if resets is None else self._read_resets(resets, input)
+        stack = Stack(BY_MODE[self.mode].index, self.num_layers, 2 if self.bidirectional else 1, self.bias)
+        constants = Constants(batch_sizes, self._dropout_masks(x), mask)
+        (y, h_n, c_n), _ = composite.forward(stack, Inputs(x, states[0], states[1], self._kernel_weights()), constants)
+        if single:
+            y = y.squeeze(1)
+            h_n, c_n = _each(lambda state: state.squeeze(1), h_n, c_n)
+        elif not packed and self.batch_first:
+            y = y.transpose(0, 1)
+        if back is not None:
+            h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
+        output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
+        return output, h_n if c_n is None else (h_n, c_n)
+
+    def _check(self, input: Tensor | PackedSequence, hx: Any) -> None:
+        """Raises as torch's layers do for input and states that do not fit."""
+        packed = isinstance(input, PackedSequence)
+        x: Tensor = input.data if packed else input  # type: ignore[assignment]
+        if not packed and x.dim() not in (2, 3):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        batch_sizes = input.batch_sizes if packed else None  # type: ignore[union-attr]
+        single = not packed and x.dim() == 2
+        self.check_input(x.unsqueeze(0 if self.batch_first else 1) if single else x, batch_sizes)
+        if hx is None:
+            return
+        has_c = BY_MODE[self.mode].has_c
+        if has_c != _is_pair(hx):
+            raise TypeError(f"hx: expected {'a pair (h_0, c_0)' if has_c else 'a tensor h_0'}, got {type(hx).__name__}")
+        batch = 1 if single else int(batch_sizes[0]) if packed else x.size(0 if self.batch_first else 1)  # type: ignore
+        LD = self.num_layers * (2 if self.bidirectional else 1)
+        for name, state, size in zip(("h_0", "c_0"), hx if has_c else (hx,), self._state_sizes(), strict=False):
+            expected = (LD, size) if single else (LD, batch, size)
+            if not isinstance(state, Tensor) or tuple(state.shape) != expected:
+                raise RuntimeError(f"{name}: expected shape {expected}, got {tuple(getattr(state, 'shape', ()))}")
+
+    def _state_sizes(self) -> tuple[int, int]:
+        """R and H"""
+        return self.proj_size or self.hidden_size, self.hidden_size
+
+    def _dropout_masks(self, x: Tensor) -> Tensor | None:
+        """(L-1,T,B,D*R) or (L-1,N,D*R), drawn as torch draws them: the same seed drops the same units."""
+        if not self.training or self.dropout == 0 or self.num_layers == 1:
+            return None
+        width = (2 if self.bidirectional else 1) * (self.proj_size or self.hidden_size)
+        layers = self.num_layers - 1
+        if self.dropout == 1:
+            return x.new_zeros((layers, *x.shape[:-1], width))
+        # Not of x: vmap, which decides whether its samples share a mask, draws for no tensor that it has mapped.
+        like = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
+        masks = [torch.bernoulli(like, 1 - self.dropout) for _ in range(layers)]
+        return torch.stack(masks).div_(1 - self.dropout)
+
+
+def _check_resets(resets: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if resets.dtype != torch.bool:
+        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
+    if tuple(resets.shape) != shape:
+        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")
+
+
+def _packed_resets(resets: Any, input: PackedSequence, batch_first: bool) -> Tensor:
+    """(N): of a PackedSequence in the same order, or of a padded mask (T,B) in the order before packing."""
+    x, batch_sizes, order, _ = input
+    if isinstance(resets, PackedSequence):
+        same = torch.equal(resets.batch_sizes, batch_sizes) and (
+            order is resets.sorted_indices
+            or (order is not None and resets.sorted_indices is not None and torch.equal(order, resets.sorted_indices))
+        )
+        if not same:
+            raise RuntimeError(
+                "resets: expected a PackedSequence of the same lengths in the same order as the input, got batch_sizes "
+                f"{resets.batch_sizes.tolist()} and sorted_indices {resets.sorted_indices} for {batch_sizes.tolist()} "
+                f"and {order}"
+            )
+        _check_resets(resets.data, (x.size(0),), x.device)
+        return resets.data
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets: expected a Tensor or PackedSequence, got {type(resets).__name__}")
+    T, B = batch_sizes.numel(), int(batch_sizes[0])
+    _check_resets(resets, (B, T) if batch_first else (T, B), x.device)
+    mask = resets.transpose(0, 1) if batch_first else resets
+    mask = mask if order is None else mask.index_select(1, order)
+    runs = torch.arange(B, device=x.device) < batch_sizes.to(x.device).unsqueeze(1)  # (T,B)
+    return mask[runs]
