@@ -29,8 +29,13 @@ struct Columns {
     // Numbers that the packed panels of a (K, columns) matrix take.
     RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * K; }
 
-    static RNNFAST_INLINE Columns of_gates(int64_t size, const Slots& slots, int lanes) {
-        return {size, slots.count, lanes, (size + lanes - 1) / lanes, slots.first * size};
+    // The same units, some of the gates only.
+    RNNFAST_INLINE Columns of(const Slots& slots) const {
+        return {size, slots.count, lanes, panels, slots.first * size};
+    }
+
+    static RNNFAST_INLINE Columns of_gates(int64_t size, int gates, int lanes) {
+        return {size, gates, lanes, (size + lanes - 1) / lanes};
     }
     // At least `min_panels` panels if there are that many vectors, so that as many threads can share the work.
     static RNNFAST_INLINE Columns of_matrix(int64_t size, int lanes, int64_t min_panels) {

@@ -10,6 +10,10 @@ namespace {
 // Accumulators + broadcasts + one load fit the register file: 24 + 6 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 else.
 constexpr int max_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? 6 : 3;
 constexpr int max_tile_vectors = 4;
+// Panels of three gates leave room for as many accumulators in four rows, where the vectors are held in place of the
+// rows' numbers: 12 + 3 + 1 of 16.
+constexpr int tall_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? max_tile_rows : 4;
+constexpr int rows_of_tile(int gates) { return gates == 3 ? tall_tile_rows : max_tile_rows; }
 // Rows of a panel that one pass of k takes. The slice stays in the first-level cache while all row tiles use it; with
 // AVX-512, whose 6 rows ask for half as many bytes a cycle, the second level is near enough and fewer passes count
 // more.
@@ -38,18 +42,34 @@ void tile(int64_t K, Rows<const T*> a, ptrdiff_t a_stride, const T* panel, Rows<
     ptrdiff_t at = 0;
 #pragma GCC unroll 2
     for (int64_t k = 0; k < K; ++k) {
-        Vec<T> s[MR];
+        if constexpr (MR <= max_tile_rows) {
+            Vec<T> s[MR];
 #pragma GCC unroll 6
-        for (int r = 0; r < MR; ++r) {
-            s[r] = splat(row[r][at]);
-            keep_in_register(s[r]);
-        }
+            for (int r = 0; r < MR; ++r) {
+                s[r] = splat(row[r][at]);
+                keep_in_register(s[r]);
+            }
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-            Vec<T> b = load(panel + v * V);
-            keep_in_register(b);
+            for (int v = 0; v < NV; ++v) {
+                Vec<T> b = load(panel + v * V);
+                keep_in_register(b);
 #pragma GCC unroll 6
-            for (int r = 0; r < MR; ++r) sum[r][v] += s[r] * b;
+                for (int r = 0; r < MR; ++r) sum[r][v] += s[r] * b;
+            }
+        } else {
+            Vec<T> b[NV];
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; ++v) {
+                b[v] = load(panel + v * V);
+                keep_in_register(b[v]);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < MR; ++r) {
+                Vec<T> s = splat(row[r][at]);
+                keep_in_register(s);
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; ++v) sum[r][v] += s * b[v];
+            }
         }
         panel += NV * V;
         at += a_stride;
@@ -71,10 +91,15 @@ template <class T, int MR>
 constexpr Tile<T> tiles_of_rows[max_tile_vectors] = {tile<T, MR, 1>, tile<T, MR, 2>, tile<T, MR, 3>, tile<T, MR, 4>};
 
 template <class T>
+constexpr Tile<T> tall_tiles[max_tile_vectors] = {nullptr, nullptr, tile<T, tall_tile_rows, 3>, nullptr};
+
+template <class T>
 constexpr const Tile<T>* tiles[] = {
     tiles_of_rows<T, 1>, tiles_of_rows<T, 2>, tiles_of_rows<T, 3>,
 #if RNNFAST_VECTOR_BYTES == 64
     tiles_of_rows<T, 4>, tiles_of_rows<T, 5>, tiles_of_rows<T, 6>,
+#else
+    tall_tiles<T>,
 #endif
 };
 
@@ -119,11 +144,11 @@ struct Piece {
 // Room for a tile of whole vectors, as many as a tile can have.
 template <class T>
 struct FullTile {
-    T numbers[max_tile_rows][max_tile_vectors * lanes_of<T>];
-    T* rows[max_tile_rows];
+    T numbers[tall_tile_rows][max_tile_vectors * lanes_of<T>];
+    T* rows[tall_tile_rows];
 
     FullTile() {
-        for (int r = 0; r < max_tile_rows; ++r) rows[r] = numbers[r];
+        for (int r = 0; r < tall_tile_rows; ++r) rows[r] = numbers[r];
     }
 };
 
@@ -149,7 +174,8 @@ template <bool done_stores = false, class T, class Done>
 void run_product(const Product<T>& p, Done done) {
     if (!p.rows) return;
     // Row tiles of nearly the same height: `longer` ones have a row more than the rest.
-    const int64_t row_tiles = (p.rows + max_tile_rows - 1) / max_tile_rows;
+    const int most = rows_of_tile(p.columns.gates);
+    const int64_t row_tiles = (p.rows + most - 1) / most;
     const int64_t tile_rows = p.rows / row_tiles, longer = p.rows % row_tiles;
     const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
     FullTile<T> full;

@@ -36,9 +36,19 @@ public:
 private:
     // Row pointers of one thread.
     struct Rows {
-        explicit Rows(int64_t n) : gates(n), c(n), c_prev(n), dc(n), dz(n), dc_total(n) {}
-        Buffer<const T*> gates, c, c_prev;
-        Buffer<T*> dc, dz, dc_total;
+        explicit Rows(int64_t n)
+            : from(3 * n),
+              to(3 * n),
+              gates(from.get()),
+              c(gates + n),
+              c_prev(c + n),
+              dc(to.get()),
+              dz(dc + n),
+              dc_total(dz + n) {}
+        Buffer<const T*> from;
+        Buffer<T*> to;
+        const T **gates, **c, **c_prev;
+        T **dc, **dz, **dc_total;
     };
 
     void work(const Share& my) override {
@@ -58,49 +68,55 @@ private:
     void sweep(const Share& my, int64_t l, int64_t d) {
         const Direction way = this->direction(d);
         const Range columns = this->columns_of(units, this->my_panels(my, units));
-        if (dc)
-            for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
-                copy_columns(dc_row(d, b), this->state(s.cell->has_c() ? cotangents.c_n : nullptr, l, d, b, s.H),
-                             columns);
+        if (dc) start_carrying(my, l, d, columns);
+        Origin next;  // of the states of the step after t, which is none at first
         for (int64_t step = s.T - 1; step >= 0; --step) {
             const int64_t t = way.time(step);
             const Range batch = this->my_rows(my, t);
+            const Origin from = way.origin(t);
             // Sequences that run at the next step, too, get dz from there; the others end here.
-            const int64_t ended = std::max(batch.begin, std::min(batch.end, sequence.size(t + way.stride())));
+            const int64_t ended = std::max(batch.begin, std::min(batch.end, next.count));
             if (cotangents.c) add_to_dc(my, l, d, t);
-            output_step(my, l, d, t, {batch.begin, ended}, true);
-            output_step(my, l, d, t, {ended, batch.end}, false);
+            output_step(my, l, d, t, from, {batch.begin, ended}, &next);
+            output_step(my, l, d, t, from, {ended, batch.end}, nullptr);
             if (s.P) {
                 group_barriers[my.group].wait();
-                cell_step(my, l, d, t, batch, unproject(my, l, d, t, batch));
+                cell_step(my, l, d, t, from, batch, unproject(my, l, d, t, batch));
             }
             if (cotangents.z) add_to_dz(my, l, d, t);
-            if (dc) begin_episodes(my, l, d, t, columns);
+            if (dc) stop_carrying(my, l, d, t, from, columns);
             group_barriers[my.group].wait();
+            next = from;
         }
-        if (T* const to = initial_gradient(l, d))
-            for (int64_t b = my.batch.begin; b < my.batch.end; ++b)
-                if (way.start(b) < 0) copy_columns(to + b * s.H, this->zeros.get(), columns);
     }
 
-    // Where an episode begins, what is carried is the gradient of c0 (or h0), if they are its state, and ends.
-    void begin_episodes(const Share& my, int64_t l, int64_t d, int64_t t, const Range& columns) {
-        const Direction way = this->direction(d);
+    // dL/dc_n is carried from the end on. A state before all steps that enters none of them has no gradient.
+    void start_carrying(const Share& my, int64_t l, int64_t d, const Range& columns) {
+        const T* const c_n = s.cell->has_c() ? cotangents.c_n : nullptr;
+        T* const to = initial_gradient(l, d);
+        for (int64_t b = my.batch.begin; b < my.batch.end; ++b) {
+            copy_columns(dc_row(d, b), this->state(c_n, l, d, b, s.H), columns);
+            if (to && s.resets) copy_columns(to + b * s.H, this->zeros.get(), columns);
+        }
+    }
+
+    // Where an episode begins, what was carried is the gradient of its first state, if that is c0 (or h0), and ends.
+    void stop_carrying(const Share& my, int64_t l, int64_t d, int64_t t, const Origin& from, const Range& columns) {
         const Range batch = this->my_rows(my, t);
         T* const to = initial_gradient(l, d);
-        // without resets only sequences that did not run before
-        const int64_t first = sequence.has_resets() ? 0 : sequence.size(t - way.stride());
-        for (int64_t b = std::max(batch.begin, first); b < batch.end; ++b) {
-            if (way.follows(t, b)) continue;
+        for (int64_t b = from.resets ? batch.begin : std::max(batch.begin, from.count); b < batch.end; ++b) {
+            if (from.goes_on(b)) continue;
             if (to && sequence.under_way(t, b)) copy_columns(to + b * s.H, dc_row(d, b), columns);
             copy_columns(dc_row(d, b), this->zeros.get(), columns);
         }
     }
 
-    // dL/dh_t of the sequences in `batch`: from y_t and, carried on, from z_{t+1} (or h_n); then through the cell.
-    void output_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, bool carried) {
+    // dL/dh_t of the sequences in `batch`: from y_t and from z_{t+1}, as far as `next` goes on from here, or from h_n
+    // if all have ended (nullptr); then through the cell.
+    void output_step(const Share& my, int64_t l, int64_t d, int64_t t, const Origin& from, const Range& batch,
+                     const Origin* next) {
         if (batch.begin >= batch.end) return;
-        const Direction way = this->direction(d);
+        const int64_t next_row = next ? sequence.row(t + this->direction(d).stride()) : 0;
         auto& at = scratch[my.thread];
         const T* dy = output_gradient(l);
         const Range panels = this->my_panels(my, outputs);
@@ -110,9 +126,8 @@ private:
             const int64_t row = sequence.row(t) + b;
             at.to[n] = s.P ? to.dh + (this->first_row(l, d) + row) * s.P : dm_row(l, d, row, b);
             at.init[n] = dy ? dy + (row * s.D + d) * R : nullptr;
-            if (carried) {
-                at.a[n] = way.passes_on(t, b) ? this->recurrent_row(l, d, sequence.row(t + way.stride()) + b)
-                                              : this->zeros.get();
+            if (next) {
+                at.a[n] = next->goes_on(b) ? this->recurrent_row(l, d, next_row + b) : this->zeros.get();
             } else {
                 const T* dh_n = this->state(cotangents.h_n, l, d, b, R);
                 for (int64_t j = columns.begin; j < columns.end; ++j)
@@ -121,19 +136,19 @@ private:
             }
         }
         const Product<T> product{n,
-                                 carried ? recurrent_rows : 0,
+                                 next ? recurrent_rows : 0,
                                  at.a.get(),
                                  1,
                                  outputs,
                                  panels.begin,
                                  panels.end,
                                  this->h.get() + d * outputs.packed(recurrent_rows),
-                                 dy || !carried ? at.init.get() : nullptr,
+                                 dy || !next ? at.init.get() : nullptr,
                                  at.to.get()};
         if (s.P)
             kernel.product(product);
         else
-            cell_step(my, l, d, t, batch, product);
+            cell_step(my, l, d, t, from, batch, product);
     }
 
     // dm = dh W_hr
@@ -160,8 +175,8 @@ private:
     }
 
     // From the product, dm, to dz and dL/dc_{t-1}.
-    void cell_step(const Share& my, int64_t l, int64_t d, int64_t t, const Range& batch, const Product<T>& product) {
-        const Direction way = this->direction(d);
+    void cell_step(const Share& my, int64_t l, int64_t d, int64_t t, const Origin& from, const Range& batch,
+                   const Product<T>& product) {
         Rows& at = rows[my.thread];
         const int64_t i = this->index(l, d);
         int64_t n = 0;
@@ -172,18 +187,18 @@ private:
             if (!dc) continue;
             at.dc[n] = dc_row(d, b);
             if (s.cell->carries_h()) {
-                at.c_prev[n] = this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R,
+                at.c_prev[n] = this->previous(from, t, b, trace.output(s, N, l) + d * R, s.D * R,
                                               this->state(trace.h0, l, d, b, R));
                 at.dc_total[n] = dm_row(l, d, row, b);
                 continue;
             }
             const T* c = trace.c(s, N, i);
             at.c[n] = c + row * s.H;
-            at.c_prev[n] = this->previous(way, t, b, c, s.H, this->state(trace.c0, l, d, b, s.H));
+            at.c_prev[n] = this->previous(from, t, b, c, s.H, this->state(trace.c0, l, d, b, s.H));
             if (to.all) at.dc_total[n] = to.dc + (i * N + row) * s.H;
         }
-        cell.step_backward({product, at.gates.get(), at.c.get(), at.c_prev.get(), at.dc.get(), at.dz.get(),
-                            to.all ? at.dc_total.get() : nullptr, this->parameters[i].unit});
+        cell.step_backward({product, at.gates, at.c, at.c_prev, at.dc, at.dz, to.all ? at.dc_total : nullptr,
+                            this->parameters[i].unit});
     }
 
     // Adds what reaches z_t from elsewhere than the outputs to the dz that this thread has just written.

@@ -12,7 +12,7 @@ int64_t direct_rows(const Shape& s) { return s.T <= 2 ? std::clamp<int64_t>((s.I
 template <class T>
 class ForwardRun : public TimeRun<T> {
     using TimeRun<T>::s, TimeRun<T>::R, TimeRun<T>::G, TimeRun<T>::N, TimeRun<T>::sequence, TimeRun<T>::kernel,
-        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::input_gates,
+        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::gates, TimeRun<T>::input_gates,
         TimeRun<T>::recurrent_gates, TimeRun<T>::projected, TimeRun<T>::chunk_steps;
 
 public:
@@ -49,9 +49,22 @@ private:
     // Row pointers of one thread.
     struct Rows {
         explicit Rows(int64_t n)
-            : x(n), bias(n), h_prev(n), c_prev(n), c_dot_prev(n), z(n), c(n), m(n), y(n), c_dot(n) {}
-        Buffer<const T*> x, bias, h_prev, c_prev, c_dot_prev;
-        Buffer<T*> z, c, m, y, c_dot;
+            : from(5 * n),
+              to(5 * n),
+              x(from.get()),
+              bias(x + n),
+              h_prev(bias + n),
+              c_prev(h_prev + n),
+              c_dot_prev(c_prev + n),
+              z(to.get()),
+              c(z + n),
+              m(c + n),
+              y(m + n),
+              c_dot(y + n) {}
+        Buffer<const T*> from;
+        Buffer<T*> to;
+        const T **x, **bias, **h_prev, **c_prev, **c_dot_prev;
+        T **z, **c, **m, **y, **c_dot;
     };
 
     void prepare(int thread) override {
@@ -87,9 +100,8 @@ private:
                     ++n;
                 });
         if (direct) return;
-        kernel.product(
-            {n, I, to.x.get(), 1, input_gates, panels.begin, panels.end, w.x.get(), to.bias.get(), to.z.get()});
-        this->start_others(input_gates, this->columns_of(input_gates, panels), n, to.bias.get(), to.z.get());
+        kernel.product({n, I, to.x, 1, input_gates, panels.begin, panels.end, w.x.get(), to.bias, to.z});
+        this->start_others(input_gates, this->columns_of(input_gates, panels), n, to.bias, to.z);
     }
 
     // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
@@ -103,9 +115,10 @@ private:
                       const Range& panels) override {
         const Direction way = this->direction(d);
         const int64_t t = way.time(step), i = this->index(l, d);
+        const Origin from = way.origin(t);
         Rows& to = rows[my.thread];
-        const int64_t count = h_previous(my, way, l, d, t, to);
-        if (s.cell->has_c()) state_rows(my, way, l, d, t, to);
+        const int64_t count = h_previous(my, from, l, d, t, to);
+        if (s.cell->has_c()) state_rows(my, from, l, d, t, to);
         const Range batch = this->my_rows(my, t);
         int64_t n = 0;
         for (int half = 0; half < halves; ++half)
@@ -116,15 +129,13 @@ private:
                           : call.reserve ? call.reserve + reserve.m + (i * N + row) * s.H
                                          : m_step.get() + ((half * s.D + d) * s.B + b) * s.H;
             }
-        const T* const* state = s.cell->carries_h() ? to.h_prev.get() : to.c_prev.get();
-        const Step<T> values{recurrence(l, d, to, count, first, panels), state, to.c.get(), to.m.get(),
-                             call.parameters[i].unit};
+        const T* const* state = s.cell->carries_h() ? to.h_prev : to.c_prev;
+        const Step<T> values{recurrence(l, d, to, count, first, panels), state, to.c, to.m, call.parameters[i].unit};
         if (dot) {
             const int64_t half = count / halves;
-            const T* const* state_dot = s.cell->carries_h() ? state + half : to.c_dot_prev.get();
-            const StepTangent<T> tangents{{},          values.product.c, state,
-                                          state_dot,   to.c_dot.get(),   values.m + half,
-                                          values.unit, this->zeros.get()};
+            const T* const* state_dot = s.cell->carries_h() ? state + half : to.c_dot_prev;
+            const StepTangent<T> tangents{{},       values.product.c, state,       state_dot,
+                                          to.c_dot, values.m + half,  values.unit, this->zeros.get()};
             cell.step_dual({values, tangents});
         } else {
             cell.step(values);
@@ -134,20 +145,20 @@ private:
     }
 
     // h_{t-1} of the rows of step t, into to.h_prev; -> how many
-    int64_t h_previous(const Share& my, const Direction& way, int64_t l, int64_t d, int64_t t, Rows& to) const {
+    int64_t h_previous(const Share& my, const Origin& from, int64_t l, int64_t d, int64_t t, Rows& to) const {
         const Range batch = this->my_rows(my, t);
         int64_t n = 0;
         for (int half = 0; half < halves; ++half)
             for (int64_t b = batch.begin; b < batch.end; ++b) {
                 const T* h0 = this->state(half ? dot->h0 : call.h0, l, d, b, R);
-                to.h_prev[n++] = this->previous(way, t, b, output(l, half) + d * R, s.D * R, h0);
+                to.h_prev[n++] = this->previous(from, t, b, output(l, half) + d * R, s.D * R, h0);
             }
         return n;
     }
 
     // Where c_{t-1}, c_t and their tangents are, of the rows of step t. Inference carries c in c_n, and tangents their
     // own likewise.
-    void state_rows(const Share& my, const Direction& way, int64_t l, int64_t d, int64_t t, Rows& to) const {
+    void state_rows(const Share& my, const Origin& from, int64_t l, int64_t d, int64_t t, Rows& to) const {
         const Range batch = this->my_rows(my, t);
         T* const history = state_history(l, d);
         int64_t n = 0;
@@ -155,34 +166,33 @@ private:
             const int64_t at = (this->index(l, d) * s.B + b) * s.H;
             const T* c0 = this->state(call.c0, l, d, b, s.H);
             to.c[n] = history ? history + (sequence.row(t) + b) * s.H : call.c_n + at;
-            to.c_prev[n] =
-                history ? this->previous(way, t, b, history, s.H, c0) : this->previous(way, t, b, call.c_n + at, 0, c0);
+            to.c_prev[n] = history ? this->previous(from, t, b, history, s.H, c0)
+                                   : this->previous(from, t, b, call.c_n + at, 0, c0);
             if (!dot) continue;
             to.c_dot[n] = dot->c_n + at;
-            to.c_dot_prev[n] = this->previous(way, t, b, dot->c_n + at, 0, this->state(dot->c0, l, d, b, s.H));
+            to.c_dot_prev[n] = this->previous(from, t, b, dot->c_n + at, 0, this->state(dot->c0, l, d, b, s.H));
         }
     }
 
     // The product of a step: z += W_hh h_{t-1}. Direct: computes all of z now and returns an empty product.
     Product<T> recurrence(int64_t l, int64_t d, Rows& to, int64_t n, int64_t first, const Range& panels) const {
         const int64_t i = this->index(l, d);
-        T** z = to.z.get() + first;
+        T** z = to.z + first;
         if (direct) {
             const Parameters<const T*>& p = call.parameters[i];
             const auto ih = this->gates_of(p.w_ih, s.cell->input_gates, s.input(l)),
                        hh = this->gates_of(p.w_hh, s.cell->recurrent_gates, R);
             kernel.direct_product({n,
                                    {s.input(l), R},
-                                   {to.x.get() + first, to.h_prev.get()},
+                                   {to.x + first, to.h_prev},
                                    {ih.data(), hh.data()},
-                                   this->gate_columns({0, int(G)}),
+                                   gates,
                                    panels.begin,
                                    panels.end,
-                                   to.bias.get(),
+                                   to.bias,
                                    z});
         }
-        return {n, direct ? 0 : R, to.h_prev.get(), 1, recurrent_gates, panels.begin, panels.end, weights[i].h.get(), z,
-                z};
+        return {n, direct ? 0 : R, to.h_prev, 1, recurrent_gates, panels.begin, panels.end, weights[i].h.get(), z, z};
     }
 
     // y = W_hr m, of all parts of the units.
@@ -193,16 +203,15 @@ private:
         if (direct)
             kernel.direct_product({n,
                                    {s.H, 0},
-                                   {to.m.get(), nullptr},
+                                   {to.m, nullptr},
                                    {&call.parameters[i].w_hr, nullptr},
                                    projected,
                                    r.begin,
                                    r.end,
                                    nullptr,
-                                   to.y.get()});
+                                   to.y});
         else
-            kernel.product(
-                {n, s.H, to.m.get(), 1, projected, r.begin, r.end, weights[i].hr.get(), nullptr, to.y.get()});
+            kernel.product({n, s.H, to.m, 1, projected, r.begin, r.end, weights[i].hr.get(), nullptr, to.y});
     }
 
     // The states of all steps of a sweep (N,H), or nullptr: not at hand.

@@ -33,7 +33,7 @@ Products<T>::Products(const Shape& shape, const Trace<T>& trace, const std::vect
 template <class T>
 template <class P>
 void Products<T>::rows_of_gates(const Slots& slots, const Range& columns, P* w, int64_t width, P** to) const {
-    this->for_gates(slots, columns, [&](int64_t j, int64_t count, int64_t row) {
+    this->for_rows_of_gates(slots, columns, [&](int64_t j, int64_t count, int64_t row) {
         for (int64_t k = 0; k < count; ++k) to[j - columns.begin + k] = w + (row + k) * width;
     });
 }
@@ -152,10 +152,12 @@ void Products<T>::add_block(const Parameters<T*>& to, int64_t l, int64_t d, int6
             [&](const Range& mine, T** rows) { rows_of_gates(s.cell->input_gates, mine, to.w_ih, I, rows); }, first);
     }
     if (to.w_hh) {
+        const T* const output = trace.output(s, N, l) + d * R;
+        Origin from;
         for (int64_t r = 0; r < n; ++r) {
-            const T* h0 = this->state(trace.h0, l, d, at.block[r].b, R);
-            at.right_row[r] =
-                this->previous(way, at.block[r].t, at.block[r].b, trace.output(s, N, l) + d * R, s.D * R, h0);
+            const auto [t, b, row] = at.block[r];
+            if (r == 0 || t != at.block[r - 1].t) from = way.origin(t);
+            at.right_row[r] = this->previous(from, t, b, output, s.D * R, this->state(trace.h0, l, d, b, R));
         }
         add_outer(
             thread, recurrent_rows, R, n, [&](int64_t r) { return recurrent_row(l, d, at.block[r].row); },

@@ -118,7 +118,7 @@ protected:
         const auto part = [&](int64_t size) { return Range::part(size, thread, plan.threads()); };
         for (const auto& [bias, slots] : {std::pair(to.b_ih, s.cell->input_gates), {to.b_hh, s.cell->recurrent_gates}})
             if (bias)
-                this->for_gates(slots, part(slots.count * s.H), [&](int64_t j, int64_t count, int64_t row) {
+                this->for_rows_of_gates(slots, part(slots.count * s.H), [&](int64_t j, int64_t count, int64_t row) {
                     const int64_t column = slots.first * s.H + j;
                     body({column, column + count}, {row, row + count}, bias);
                 });

@@ -110,34 +110,29 @@ protected:
     }
     // Of `rows` the one that step t of sequence b goes on from, or what it begins with: the initial state, or zeros.
     template <class P>
-    P previous(const Direction& way, int64_t t, int64_t b, P rows, int64_t stride, P initial, P zeros) const {
-        if (way.follows(t, b)) return rows + (sequence.row(t - way.stride()) + b) * stride;
+    P previous(const Origin& from, int64_t t, int64_t b, P rows, int64_t stride, P initial, P zeros) const {
+        if (from.goes_on(b)) return rows + (from.row + b) * stride;
         return sequence.under_way(t, b) ? initial : zeros;
     }
-    const T* previous(const Direction& way, int64_t t, int64_t b, const T* rows, int64_t stride,
-                      const T* initial) const {
-        return previous<const T*>(way, t, b, rows, stride, initial, zeros.get());
+    const T* previous(const Origin& from, int64_t t, int64_t b, const T* rows, int64_t stride, const T* initial) const {
+        return previous<const T*>(from, t, b, rows, stride, initial, zeros.get());
     }
 
-    // Where a product's numbers for some gates are in rows (G,H): panels of one vector of units for each gate, or plain
-    // ones.
-    Columns gate_columns(const Slots& slots) const {
-        return G > 1 ? Columns::of_gates(s.H, slots, kernel.lanes) : Columns::of_matrix(s.H, kernel.lanes, plan.splits);
+    // Which gate a row of a product's columns belongs to: panels of one vector of units for each gate, or plain ones.
+    Columns gate_columns() const {
+        return G > 1 ? Columns::of_gates(s.H, int(G), kernel.lanes)
+                     : Columns::of_matrix(s.H, kernel.lanes, plan.splits);
     }
-    // Calls body(slot, row) for some slots of the cell: the slot's units are rows [row, row + H) of torch's weight.
+    // Some columns, counted from the first of the gates of a product, as rows of torch's weight, which has the gates in
+    // another order: calls body(first column, number of columns, first row) for those that stay together.
     template <class Body>
-    void for_gates(const Slots& slots, const Body& body) const {
-        for (int g = slots.first; g < slots.first + slots.count; ++g) body(g, s.cell->torch_gates[g] * s.H);
-    }
-    // The same for the part of it in `columns`, which are counted from the first slot on: calls body(first column,
-    // number of columns, first row).
-    template <class Body>
-    void for_gates(const Slots& slots, const Range& columns, const Body& body) const {
-        for_gates(slots, [&](int g, int64_t row) {
-            const int64_t gate = (g - slots.first) * s.H;
-            const int64_t begin = std::max(columns.begin, gate), end = std::min(columns.end, gate + s.H);
-            if (begin < end) body(begin, end - begin, row + begin - gate);
-        });
+    void for_rows_of_gates(const Slots& slots, const Range& columns, const Body& body) const {
+        const int* const torch = s.cell->torch_gates + slots.first;
+        for (int g = 0, next; g < slots.count; g = next) {
+            for (next = g + 1; next < slots.count && torch[next] == torch[next - 1] + 1;) ++next;
+            const int64_t begin = std::max(columns.begin, g * s.H), end = std::min(columns.end, next * s.H);
+            if (begin < end) body(begin, end - begin, (torch[g] - g) * s.H + begin);
+        }
     }
 
     // to = from * mask in some columns of this thread's rows; the pointers are to row 0, rows (D*R).

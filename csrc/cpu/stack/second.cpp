@@ -49,6 +49,7 @@ private:
     void cell_step(const Share& my, int64_t l, int64_t d, int64_t t, const StepTangent<T>& step) override {
         const Direction way = this->direction(d);
         const Range batch = this->my_rows(my, t);
+        const Origin from = way.origin(t);
         const int64_t i = this->index(l, d), U = s.cell->unit_parameters;
         Rows& row = rows[my.thread];
         int64_t n = 0;
@@ -61,13 +62,13 @@ private:
             if (s.cell->carries_h()) {
                 row.d_c[n] = d_h + (r - i * N) * s.D * R;
                 row.d_c_prev[n] =
-                    this->template previous<T*>(way, t, b, d_h, s.D * R, initial_row(l, d, b), row.d_zeros.get());
+                    this->template previous<T*>(from, t, b, d_h, s.D * R, initial_row(l, d, b), row.d_zeros.get());
             }
             if (!s.cell->has_c()) continue;
             row.c[n] = trace.c(s, N, 0) + r * s.H;
             row.dc[n] = adjoints + at.dc + r * s.H;
             row.d_c[n] = to.c + r * s.H;
-            row.d_c_prev[n] = this->template previous<T*>(way, t, b, to.c + i * N * s.H, s.H, initial_row(l, d, b),
+            row.d_c_prev[n] = this->template previous<T*>(from, t, b, to.c + i * N * s.H, s.H, initial_row(l, d, b),
                                                           row.d_zeros.get());
         }
         cell.step_second({step, row.c.get(), row.dc.get(), row.dm.get(), row.d_gates.get(), row.d_c.get(),
@@ -136,10 +137,11 @@ private:
             n = 0;
         };
         for (int64_t t = steps.begin; t < steps.end; ++t) {
-            const int64_t after = t + way.stride();
-            for (int64_t b = 0; b < std::min(sequence.size(t), sequence.size(after)); ++b) {
-                if (!way.passes_on(t, b)) continue;
-                my.a[n] = this->recurrent_row(l, d, sequence.row(after) + b);
+            const int64_t next = t + way.stride();
+            const Origin here = way.origin(next);
+            for (int64_t b = 0; b < here.count; ++b) {
+                if (!here.goes_on(b)) continue;
+                my.a[n] = this->recurrent_row(l, d, sequence.row(next) + b);
                 my.init[n] = my.to[n] = output(l) + ((sequence.row(t) + b) * s.D + d) * R;
                 if (++n == Products<T>::block_rows) flush();
             }

@@ -33,9 +33,8 @@ public:
         if (!sizes_) return T - 1;
         return std::partition_point(sizes_, sizes_ + T, [b](int64_t size) { return size > b; }) - sizes_ - 1;
     }
-    bool has_resets() const { return resets_; }
-    // Are the steps t-1 and t of sequence b in one episode?
-    bool joins(int64_t t, int64_t b) const { return t > 0 && b < size(t) && !(resets_ && resets_[row(t) + b]); }
+    // The resets of a step's rows, nullptr: none.
+    const uint8_t* resets(int64_t t) const { return resets_ ? resets_ + row(t) : nullptr; }
     // Is step t of sequence b in an episode that was under way, with h0 and c0, when the sequence began?
     bool under_way(int64_t t, int64_t b) const { return t < first_reset(b); }
     // Step of the first reset, T if there is none.
@@ -60,6 +59,16 @@ private:
     std::vector<int64_t> first_resets_;  // (B), if there are any
 };
 
+// Where the states before one step of a direction come from. A sequence that does not go on from the step before begins
+// an episode: with h0 and c0 if it is under way, else with zeros.
+struct Origin {
+    int64_t count = 0;                // sequences that run at both steps
+    int64_t row = 0;                  // of sequence 0 at the step before
+    const uint8_t* resets = nullptr;  // between the two, nullptr: none
+
+    bool goes_on(int64_t b) const { return b < count && !(resets && resets[b]); }
+};
+
 // One direction through a sequence: step s is at time t = time(s), and the step before is at time t - stride().
 struct Direction {
     const Sequence& sequence;
@@ -74,11 +83,12 @@ struct Direction {
         if (reverse) return std::min(sequence.first_reset(b), sequence.last(b) + 1) - 1;
         return sequence.under_way(0, b) ? 0 : -1;
     }
-    // Where the state of sequence b before time t comes from: from the step before; else an episode begins here, with
-    // h0 and c0 if it is under way, or with zeros.
-    bool follows(int64_t t, int64_t b) const { return sequence.joins(reverse ? t + 1 : t, b); }
-    // Does the step after time t take the state of sequence b from here?
-    bool passes_on(int64_t t, int64_t b) const { return sequence.joins(reverse ? t : t + 1, b); }
+    // Of the step at time t. After the last one nobody goes on.
+    Origin origin(int64_t t) const {
+        const int64_t before = t - stride(), later = std::max(t, before);
+        if (std::min(t, before) < 0 || later >= sequence.T) return {};
+        return {sequence.size(later), sequence.row(before), sequence.resets(later)};
+    }
 };
 
 }  // namespace rnnfast

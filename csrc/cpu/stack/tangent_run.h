@@ -36,7 +36,7 @@ public:
 
 protected:
     using TimeRun<T>::s, TimeRun<T>::R, TimeRun<T>::G, TimeRun<T>::N, TimeRun<T>::sequence, TimeRun<T>::kernel,
-        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::input_gates,
+        TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::gates, TimeRun<T>::input_gates,
         TimeRun<T>::recurrent_gates, TimeRun<T>::projected, TimeRun<T>::chunk_steps;
 
     // The step of the rows of time t, whose pointers and sums are ready.
@@ -108,7 +108,7 @@ private:
         const auto x_dot_row = [&](int64_t t, int64_t b) { return input_dot(l) + (sequence.row(t) + b) * I; };
         const auto h_row = [&](int64_t t, int64_t b) {
             const T* h0 = this->state(past.h0, l, d, b, R);
-            return this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R, h0);
+            return this->previous(way.origin(t), t, b, trace.output(s, N, l) + d * R, s.D * R, h0);
         };
         if (w_dot.x || !input_dot(l)) add(input_gates, w_dot.x, w_dot.x ? I : 0, x_row);
         if (w_dot.h) add(recurrent_gates, w_dot.h, R, h_row);
@@ -127,25 +127,26 @@ private:
         const Direction way = this->direction(d);
         const int64_t t = way.time(step), i = this->index(l, d);
         const Range batch = this->my_rows(my, t);
+        const Origin from = way.origin(t);
         Rows& to = rows[my.thread];
         int64_t n = 0;
         for (int64_t b = batch.begin; b < batch.end; ++b, ++n) {
             const int64_t row = sequence.row(t) + b, out = (row * s.D + d) * R;
             const T* h0_dot = this->state(dot.h0, l, d, b, R);
-            to.a[n] = this->previous(way, t, b, output_dot(l) + d * R, s.D * R, h0_dot);
+            to.a[n] = this->previous(from, t, b, output_dot(l) + d * R, s.D * R, h0_dot);
             to.gates[n] = trace.gates(s, N, l, d, row);
             to.y_dot[n] = to.m_dot[n] = output_dot(l) + out;
             if (s.P) to.m_dot[n] = saved + at.m + (i * N + row) * s.H;
             if (s.P) to.m[n] = trace.m(s, N, i) + row * s.H;
             if (s.cell->carries_h()) {
-                to.c_prev[n] =
-                    this->previous(way, t, b, trace.output(s, N, l) + d * R, s.D * R, this->state(past.h0, l, d, b, R));
+                to.c_prev[n] = this->previous(from, t, b, trace.output(s, N, l) + d * R, s.D * R,
+                                              this->state(past.h0, l, d, b, R));
                 to.c_dot_prev[n] = to.a[n];
             }
             if (!s.cell->has_c()) continue;
             T* const c_dot = saved + at.c + i * N * s.H;
-            to.c_prev[n] = this->previous(way, t, b, trace.c(s, N, i), s.H, this->state(past.c0, l, d, b, s.H));
-            to.c_dot_prev[n] = this->previous(way, t, b, c_dot, s.H, this->state(dot.c0, l, d, b, s.H));
+            to.c_prev[n] = this->previous(from, t, b, trace.c(s, N, i), s.H, this->state(past.c0, l, d, b, s.H));
+            to.c_dot_prev[n] = this->previous(from, t, b, c_dot, s.H, this->state(dot.c0, l, d, b, s.H));
             to.c_dot[n] = c_dot + row * s.H;
         }
         T** z = to.z_dot.get() + first;

@@ -31,8 +31,9 @@ protected:
     // halves: rows of the products for each row of a step.
     TimeRun(const Shape& shape, int threads, int halves)
         : Run<T>(shape, threads),
-          input_gates(this->gate_columns(s.cell->input_gates)),
-          recurrent_gates(this->gate_columns(s.cell->recurrent_gates)),
+          gates(this->gate_columns()),
+          input_gates(gates.of(s.cell->input_gates)),
+          recurrent_gates(gates.of(s.cell->recurrent_gates)),
           projected(Columns::of_matrix(s.P, kernel.lanes, plan.splits)),
           chunk_steps(std::max<int64_t>(1, std::min(s.T, chunk_rows / (halves * this->group_size())))) {}
 
@@ -54,20 +55,20 @@ protected:
     // This thread's part; nullptr: zeros.
     void pack(const Parameters<const T*>& p, int64_t I, int thread, const PackedWeights<T>& to) const {
         const int count = plan.threads();
-        const Range z = Range::part(input_gates.panels, thread, count),
-                    r = Range::part(projected.panels, thread, count);
-        const auto ih = gates_of(p.w_ih, s.cell->input_gates, I), hh = gates_of(p.w_hh, s.cell->recurrent_gates, R);
+        const Range z = Range::part(gates.panels, thread, count), r = Range::part(projected.panels, thread, count);
+        const auto pack_gates = [&](const Columns& columns, const Slots& slots, const T* w, int64_t K, T* packed) {
+            kernel.pack_transposed(columns, K, &gates_of(w, slots, K)[slots.first], K, z.begin, z.end, packed);
+        };
         pack_biases(p, Range::part(s.H, thread, count), to.bias.get());
-        if (to.x) kernel.pack_transposed(input_gates, I, &ih[s.cell->input_gates.first], I, z.begin, z.end, to.x.get());
-        if (to.h)
-            kernel.pack_transposed(recurrent_gates, R, &hh[s.cell->recurrent_gates.first], R, z.begin, z.end,
-                                   to.h.get());
+        if (to.x) pack_gates(input_gates, s.cell->input_gates, p.w_ih, I, to.x.get());
+        if (to.h) pack_gates(recurrent_gates, s.cell->recurrent_gates, p.w_hh, R, to.h.get());
         if (to.hr) kernel.pack_transposed(projected, s.H, &p.w_hr, s.H, r.begin, r.end, to.hr.get());
     }
     // Where each gate's rows of a weight (rows,K) are; nullptr: the weight is not for this gate.
     std::array<const T*, max_gates> gates_of(const T* w, const Slots& slots, int64_t K) const {
         std::array<const T*, max_gates> gates{};
-        this->for_gates(slots, [&](int g, int64_t row) { gates[g] = w ? w + row * K : nullptr; });
+        for (int g = slots.first; w && g < slots.first + slots.count; ++g)
+            gates[g] = w + s.cell->torch_gates[g] * s.H * K;
         return gates;
     }
     // Rows of z start with the bias in those gates that the first product, which has it, does not fill.
@@ -78,15 +79,17 @@ protected:
                 for (int64_t r = 0; r < n; ++r) copy_columns(z[r] + gate, bias[r] + gate, units);
     }
 
-    const Columns input_gates, recurrent_gates, projected;
+    const Columns gates, input_gates, recurrent_gates, projected;  // of z: all, those of W_ih, those of W_hh
     const int64_t chunk_steps;
 
 private:
     void pack_biases(const Parameters<const T*>& p, const Range& units, T* bias) const {
         const auto ih = gates_of(p.b_ih, s.cell->input_gates, 1), hh = gates_of(p.b_hh, s.cell->recurrent_gates, 1);
-        for (int64_t g = 0; g < G; ++g)
-            for (int64_t j = units.begin; j < units.end; ++j)
-                bias[g * s.H + j] = (ih[g] ? ih[g][j] : T(0)) + (hh[g] ? hh[g][j] : T(0));
+        for (int64_t g = 0; g < G; ++g) {
+            const T *of_x = ih[g], *of_h = hh[g];
+            T* const to = bias + g * s.H;
+            for (int64_t j = units.begin; j < units.end; ++j) to[j] = (of_x ? of_x[j] : T(0)) + (of_h ? of_h[j] : T(0));
+        }
     }
 
     // Rows of x that go through W_ih together, so that its panels serve many rows also when the batch is small.
@@ -101,8 +104,8 @@ private:
         }
     }
     void sweep(const Share& my, int64_t l, int64_t d) {
-        const Range panels = this->my_panels(my, recurrent_gates);
-        const Range units = this->columns_of(recurrent_gates, panels);
+        const Range panels = this->my_panels(my, gates);
+        const Range units = this->columns_of(gates, panels);
         const Range outputs = s.P ? this->columns_of(projected, this->my_panels(my, projected)) : units;
         start_sweep(my, l, d, units);
         for (int64_t step0 = 0; step0 < s.T; step0 += chunk_steps) {
