@@ -119,15 +119,19 @@ void forward_dual_at(const Shape& s, int threads, const Addresses& inputs, Addre
     forward_dual(s, call, dot, threads);
 }
 
-// z: dL/d pre-activations; d_reserve: gradients of all that was saved, theirs among it; one of the two at most.
+// inner: gradients of what stays inside: pre-activations, c, outputs of the lower layers; d_reserve: of all that was
+// saved, these among it; one of the two at most.
 template <class T>
 void backward_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, Address y, Address reserve,
-                 const Addresses& cotangents, Address z, Address d_reserve, const Addresses& gradients, int64_t groups,
-                 Address adjoints) {
-    if (z && d_reserve) throw std::invalid_argument("gradients of pre-activations: expected once");
+                 const Addresses& cotangents, const Addresses& inner, Address d_reserve, const Addresses& gradients,
+                 int64_t groups, Address adjoints) {
+    expect(inner, 3);
+    if (d_reserve && (inner[0] || inner[1] || inner[2]))
+        throw std::invalid_argument("gradients of what was saved: expected once");
     const Past<T> past = past_of<T>(s, inputs, dropout, y, reserve);
     const OutputArrays<const T*> of(cotangents);
-    Cotangents<T> all{of.y, of.h_n, of.c_n, at<const T>(z)};
+    Cotangents<T> all{
+        of.y, of.h_n, of.c_n, at<const T>(inner[0]), at<const T>(inner[1]), nullptr, at<const T>(inner[2])};
     if (d_reserve) add_saved(s, at<const T>(d_reserve), all);
     const Gradients<T> to = gradients_of<T>(s, gradients, groups);
     const py::gil_scoped_release release;

@@ -112,7 +112,7 @@ def backward_float32(
     y: int,
     reserve: int,
     cotangents: Addresses,
-    z: int,
+    inner: Addresses,  # of pre-activations, c, outputs of the lower layers
     d_reserve: int,
     gradients: Addresses,
     groups: int,
@@ -126,7 +126,7 @@ def backward_float64(
     y: int,
     reserve: int,
     cotangents: Addresses,
-    z: int,
+    inner: Addresses,  # of pre-activations, c, outputs of the lower layers
     d_reserve: int,
     gradients: Addresses,
     groups: int,

@@ -7,8 +7,9 @@ operators what has no kernel (after one warning). A single step is torch's, too,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +92,44 @@ def _each(f: Callable[[Tensor], Tensor], h: Tensor, c: Tensor | None) -> tuple[T
     return f(h), None if c is None else f(c)
 
 
+class Unrolled(NamedTuple):
+    """What `layer.unroll` gives, time first always; without B for one sequence, (L*D,N,...) for a packed input.
+
+    output, state: as those of a call. h (L*D,T,B,R) and c (L*D,T,B,H): every state; c is None without c. gates
+    (L*D,T,B,G,H): activated, in torch's order; None of a cell whose only gate is h.
+    """
+
+    output: Any
+    state: Any
+    h: Tensor
+    c: Tensor | None
+    gates: Tensor | None
+
+
+class Call(NamedTuple):
+    """A call as kernels take it: time first, batched, states in the order of the batch."""
+
+    x: Tensor  # (T,B,I) or (N,I)
+    batch_sizes: Tensor | None
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[Tensor]
+    resets: Tensor | None  # (T,B) or (N)
+    dtype: torch.dtype | None  # what autocast makes of it
+    single: bool  # one sequence without a batch dimension
+    input: Any  # as it was given
+
+
+def _segment(recompute: int | str, call: Call) -> int:
+    """Steps of a segment."""
+    T = call.x.size(0) if call.batch_sizes is None else call.batch_sizes.numel()
+    if recompute == "sqrt":
+        return max(1, math.isqrt(max(T - 1, 0)) + 1)
+    if not isinstance(recompute, int) or isinstance(recompute, bool) or recompute < 1:
+        raise ValueError(f"recompute: expected None, a number of steps from 1 on, or 'sqrt', got {recompute!r}")
+    return recompute
+
+
 class Layer(Twin, RNNBase):
     """What all layers have in common."""
 
@@ -101,6 +140,13 @@ class Layer(Twin, RNNBase):
         if not torch.compiler.is_compiling():
             super().flatten_parameters()
 
+    recompute: int | str | None = None  # see `rnnfast.modules`
+
+    def __init__(self, *args: Any, recompute: int | str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if recompute is not None:
+            self.recompute = recompute
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -108,60 +154,139 @@ class Layer(Twin, RNNBase):
         *,
         resets: Tensor | PackedSequence | None = None,
     ) -> tuple[Any, Any]:
-        if isinstance(input, Tensor):
-            x, batch_sizes, order, back = input, None, None, None
-        elif isinstance(input, PackedSequence):
-            x, batch_sizes, order, back = input
-        else:
+        call = self._read(input, hx, resets)
+        if call is None:
             return self._forward_by_torch(input, hx, resets)
+        done = None if call.dtype is not None or call.resets is not None else self._step_by_torch(*call[:5])
+        if done is None and self.recompute is not None:
+            done = op.recompute(self._stack(), *self._arguments(call), _segment(self.recompute, call))
+        if done is None:
+            done = op.recurrent(
+                self.mode,
+                call.x,
+                call.batch_sizes,
+                call.h0,
+                call.c0,
+                call.weights,
+                self.num_layers,
+                self.bidirectional,
+                self.bias,
+                self._dropout_masks(call.x),
+                call.resets,
+            )
+        return self._written(call, *done)
+
+    def unroll(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | PackedSequence | None = None,
+    ) -> Unrolled:
+        """A call that also gives every state and every gate, differentiable at every step, at the cost of a call.
+
+        Args:
+            input, hx, resets: as of a call.
+
+        Returns:
+            Unrolled(output, state, h, c, gates), see there.
+
+        Second derivatives, and a call under a transform of torch.func or in forward mode, are torch's operators', after
+        one warning; so is a call on numbers that have no kernel.
+        """
+        call = self._read(input, hx, resets)
+        if call is None:
+            self._check(input, hx)
+            call = self._dense_call(input, hx, resets, self._kernel_weights(), None)
+            outputs, states = op.unroll_by_operators(self._stack(), *self._arguments(call))
+        else:
+            outputs, states = op.unroll(self._stack(), *self._arguments(call))
+        output, state = self._written(call, *outputs)
+        L, D, cell = self.num_layers, 2 if self.bidirectional else 1, BY_MODE[self.mode]
+        y = outputs.y.reshape(1, -1, outputs.y.size(-1))
+        h = (y if L == 1 else torch.cat([states.hidden, y])).unflatten(2, (D, -1)).transpose(1, 2)  # (L,D,N,R)
+        gates = None if states.gates is None else states.gates[:, :, :, cell.in_torch_order(cell.input)]
+
+        def arranged(part: Tensor | None) -> Tensor | None:
+            if part is None:
+                return None
+            part = part.flatten(0, 1)  # (L*D,N,...)
+            if call.batch_sizes is not None:
+                return part
+            part = part.unflatten(1, call.x.shape[:2])
+            return part.squeeze(2) if call.single else part
+
+        every_h = arranged(h)
+        assert every_h is not None
+        return Unrolled(output, state, every_h, arranged(states.c), arranged(gates))
+
+    def _stack(self) -> Stack:
+        return Stack(BY_MODE[self.mode].index, self.num_layers, 2 if self.bidirectional else 1, self.bias)
+
+    def _arguments(self, call: Call) -> tuple[Inputs, Constants]:
+        masks = self._dropout_masks(call.x)
+        return Inputs(call.x, call.h0, call.c0, call.weights), Constants(call.batch_sizes, masks, call.resets)
+
+    def _read(self, input: Any, hx: Any, resets: Any) -> Call | None:
+        """The call as kernels take it; None if there is none for it."""
+        if isinstance(input, Tensor):
+            x, batch_sizes = input, None
+        elif isinstance(input, PackedSequence):
+            x, batch_sizes = input.data, input.batch_sizes
+        else:
+            return None
         weights = self._kernel_weights()
         dtype = _autocast_dtype(x)
         to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
-        states: Any = hx
         if dtype is not None and not to_torch:
-            x, states, weights = self._autocast_inputs(x, hx, weights, dtype)
-        if not self._fits(x, batch_sizes, states, weights[0], to_torch):
-            return self._forward_by_torch(input, hx, resets)
-        h0, c0 = states if _is_pair(states) else (states, None)
-        padded = batch_sizes is None
-        single = padded and x.dim() == 2
-        if single:
-            x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
-        elif padded and self.batch_first:
-            x = x.transpose(0, 1)  # (B,T,I) -> (T,B,I)
-        if h0 is not None and single:
-            h0, c0 = _each(lambda state: state.unsqueeze(1), h0, c0)
-        elif h0 is not None and order is not None:
-            h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
+            x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
+        if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
+            return None
+        if batch_sizes is not None:
+            input = input._replace(data=x) if dtype is not None else input
+            return self._dense_call(input, hx, resets, weights, dtype)
+        return self._dense_call(x, hx, resets, weights, dtype)
+
+    def _dense_call(self, input: Any, hx: Any, resets: Any, weights: list[Tensor], dtype: torch.dtype | None) -> Call:
+        """Time first, batched, states in the order of the batch."""
+        h0, c0 = hx if _is_pair(hx) else (hx, None)
+        order, single = None, False
+        if isinstance(input, PackedSequence):
+            x, batch_sizes, order, _ = input
+            if h0 is not None and order is not None:
+                h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
+        else:
+            x, batch_sizes, single = input, None, input.dim() == 2
+            if single:
+                x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
+                if h0 is not None:
+                    h0, c0 = _each(lambda state: state.unsqueeze(1), h0, c0)
+            elif self.batch_first:
+                x = x.transpose(0, 1)  # (B,T,I) -> (T,B,I)
         mask = None if resets is None else self._read_resets(resets, input)
-        if mask is not None and mask.dim() == 2 and mask.size(0) == 1:  # a single step begins anew, or goes on
+        if mask is not None and batch_sizes is None and mask.size(0) == 1:  # a single step begins anew, or goes on
             begins, mask = mask.view(1, -1, 1), None
             h0, c0 = (None if state is None else state.masked_fill(begins, 0) for state in (h0, c0))
-        step = None if dtype is not None or mask is not None else self._step_by_torch(x, batch_sizes, h0, c0, weights)
-        y, h_n, c_n = step or op.recurrent(
-            self.mode,
-            x,
-            batch_sizes,
-            h0,
-            c0,
-            weights,
-            self.num_layers,
-            self.bidirectional,
-            self.bias,
-            self._dropout_masks(x),
-            mask,
-        )
-        if single:
-            y = y.squeeze(1)
+        return Call(x, batch_sizes, h0, c0, weights, mask, dtype, single, input)
+
+    def _written(self, call: Call, y: Tensor, h_n: Tensor, c_n: Tensor | None) -> tuple[Any, Any]:
+        """Output and state as the input was laid out."""
+        output: Any = y
+        if call.batch_sizes is not None:
+            _, batch_sizes, order, back = call.input
+            if back is not None:
+                h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
+        elif call.single:
+            output = y.squeeze(1)
             h_n, c_n = _each(lambda state: state.squeeze(1), h_n, c_n)
-        elif padded and self.batch_first:
-            y = y.transpose(0, 1)
-        elif back is not None:
-            h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
-        if dtype is not None and x.is_cpu:
-            y, h_n = y.to(dtype), h_n.to(dtype)
+        elif self.batch_first:
+            output = y.transpose(0, 1)
+        dtype = call.dtype
+        if dtype is not None and y.is_cpu:
+            output, h_n = output.to(dtype), h_n.to(dtype)
             c_n = c_n.to(dtype) if c_n is not None and self._is_onednns(dtype) else c_n
-        output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
+        if call.batch_sizes is not None:
+            output = PackedSequence(output, batch_sizes, order, back)
         return output, h_n if c_n is None else (h_n, c_n)
 
     def _kernel_weights(self) -> list[Tensor]:
@@ -235,32 +360,12 @@ class Layer(Twin, RNNBase):
             return node
         return self._torch_forward(input, hx) if resets is None else self._by_operators(input, hx, resets)
 
-    def _by_operators(self, input: Tensor | PackedSequence, hx: Any, resets: Any) -> Any:
+    def _by_operators(self, input: Any, hx: Any, resets: Any) -> Any:
         """What torch's own layer has not, in torch's operators."""
         self._check(input, hx)
-        packed = isinstance(input, PackedSequence)
-        x, batch_sizes, order, back = input if isinstance(input, PackedSequence) else (input, None, None, None)
-        single = not packed and x.dim() == 2
-        states = [None, None] if hx is None else [*hx] if _is_pair(hx) else [hx, None]
-        if single:
-            x, states = x.unsqueeze(1), [None if s is None else s.unsqueeze(1) for s in states]
-        elif not packed and self.batch_first:
-            x = x.transpose(0, 1)
-        if order is not None:
-            states = [None if s is None else s.index_select(1, order) for s in states]
-        mask = None if resets is None else self._read_resets(resets, input)
-        stack = Stack(BY_MODE[self.mode].index, self.num_layers, 2 if self.bidirectional else 1, self.bias)
-        constants = Constants(batch_sizes, self._dropout_masks(x), mask)
-        (y, h_n, c_n), _ = composite.forward(stack, Inputs(x, states[0], states[1], self._kernel_weights()), constants)
-        if single:
-            y = y.squeeze(1)
-            h_n, c_n = _each(lambda state: state.squeeze(1), h_n, c_n)
-        elif not packed and self.batch_first:
-            y = y.transpose(0, 1)
-        if back is not None:
-            h_n, c_n = _each(lambda state: state.index_select(1, back), h_n, c_n)
-        output = y if batch_sizes is None else PackedSequence(y, batch_sizes, order, back)
-        return output, h_n if c_n is None else (h_n, c_n)
+        call = self._dense_call(input, hx, resets, self._kernel_weights(), None)
+        outputs, _ = composite.forward(self._stack(), *self._arguments(call))
+        return self._written(call, *outputs)
 
     def _check(self, input: Tensor | PackedSequence, hx: Any) -> None:
         """Raises as torch's layers do for input and states that do not fit."""

@@ -27,8 +27,8 @@ class LeakyRNN(Layer):
     state networks (Jaeger et al. 2007, eq. 3 with a scaled input). a = 1 is `RNN`.
 
     Args:
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, device, dtype: as
-            for `RNN`.
+        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, recompute, device,
+            dtype: as for `RNN`.
         leak: a, a number, or a tensor (H) of one for each unit; in (0,1], and below 1 if it is learned. The same for
             all layers to begin with. Default 1.
         learn_leak: learn it, one number or one for each unit as `leak` was given, in each layer and direction; default
@@ -56,6 +56,7 @@ class LeakyRNN(Layer):
         *,
         leak: float | Tensor = 1.0,
         learn_leak: bool = False,
+        recompute: int | str | None = None,
         device: _Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -72,6 +73,8 @@ class LeakyRNN(Layer):
         RNNBase.__init__(
             self, mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, **where
         )
+        if recompute is not None:
+            self.recompute = recompute
         self.mode = f"LEAKY_{nonlinearity.upper()}"
         like: Tensor = self.weight_ih_l0  # type: ignore[assignment]
         for suffix in self._suffixes():

@@ -8,6 +8,13 @@ All of them take `resets` beside torch's arguments:
 where resets[t,b] says that sequence b begins anew at step t, as if each episode were a sequence of its own, in both
 directions; hx enters the episode that begins at step 0 without a reset, and no other. They are constants.
 
+    layer.unroll(input, hx, resets=...)    every state and gate as an output, see `Unrolled`
+
+    layer.recompute = None | k | "sqrt"    also a keyword of the constructor. A training pass keeps the states of every
+                                           k-th step alone, and the backward pass runs each segment again: memory of
+                                           T/k + k steps in place of T, least for k = sqrt(T); about a third more time.
+                                           Gradients of second order are right, and keep every step.
+
 `LSTMCell`, `RNNCell` and `GRUCell` are torch.nn's own classes. A kernel gains on a loop over time by what it does for
 all steps at once; a single step has nothing of that to win, and torch's cells have every derivative, and are open to
 every compiler and tracer.
@@ -23,11 +30,11 @@ from torch import Tensor
 from torch.nn import GRUCell, LSTMCell, RNNCell
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast._layer import Layer
+from rnnfast._layer import Layer, Unrolled
 from rnnfast.fallback import FallbackWarning
 from rnnfast.leaky import LeakyRNN
 
-__all__ = ["GRU", "LSTM", "RNN", "FallbackWarning", "GRUCell", "LSTMCell", "LeakyRNN", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "FallbackWarning", "GRUCell", "LSTMCell", "LeakyRNN", "RNNCell", "Unrolled"]
 
 _Device: TypeAlias = torch.device | str | int | None
 
@@ -49,6 +56,7 @@ class LSTM(Layer, torch.nn.LSTM):
         dropout: probability to drop a unit between layers in training, default 0.
         bidirectional: D = 2 instead of 1, default False.
         proj_size: P, size of h_t if not 0, default 0.
+        recompute: train in less memory, see above; default None.
         device, dtype: of the parameters; kernels exist for float32 and float64 on the CPU, and in an installation with
             CUDA kernels for these, float16 and bfloat16 on NVIDIA GPUs.
 
@@ -72,6 +80,8 @@ class LSTM(Layer, torch.nn.LSTM):
             dropout: float = 0.0,
             bidirectional: bool = False,
             proj_size: int = 0,
+            *,
+            recompute: int | str | None = None,
             device: _Device = None,
             dtype: torch.dtype | None = None,
         ) -> None: ...
@@ -120,6 +130,7 @@ class RNN(Layer, torch.nn.RNN):
             dropout: float = 0.0,
             bidirectional: bool = False,
             *,
+            recompute: int | str | None = None,
             device: _Device = None,
             dtype: torch.dtype | None = None,
         ) -> None: ...
@@ -158,6 +169,8 @@ class GRU(Layer, torch.nn.GRU):
             batch_first: bool = False,
             dropout: float = 0.0,
             bidirectional: bool = False,
+            *,
+            recompute: int | str | None = None,
             device: _Device = None,
             dtype: torch.dtype | None = None,
         ) -> None: ...

@@ -221,8 +221,8 @@ class Wanted(list):
 def wanted(monkeypatch) -> Wanted:
     calls, backward = Wanted(), cpu.backward
 
-    def spy(past, cotangents, wanted, groups=1):
-        grads = backward(past, cotangents, wanted, groups)
+    def spy(past, cotangents, wanted, *rest):
+        grads = backward(past, cotangents, wanted, *rest)
         assert [g is not None for g in grads.flat()] == [
             want and t is not None for want, t in zip(wanted, past.inputs.flat(), strict=True)
         ]

@@ -167,8 +167,8 @@ def test_tangents_and_what_a_sweep_carries(case: Case) -> None:
                 z,
                 f.activations(past),
                 *f.sweep_back(past, cotangents),
-                *f.backward(past, cotangents, wanted, z_cotangent=dz).flat(),
-                *f.backward(past, SomeOutputs(None, None, None), wanted, z_cotangent=dz).flat(),
+                *f.backward(past, cotangents, wanted, inner=types.Inner(dz)).flat(),
+                *f.backward(past, SomeOutputs(None, None, None), wanted, inner=types.Inner(dz)).flat(),
             ]
         )
     assert_same(results[1], results[0])
@@ -306,7 +306,7 @@ def test_all_else_after_cudnn(on_cudnn: _CudnnOnCpu, case: Case) -> None:
             f.activations(past),
             *f.sweep_back(past, cotangents),
             *f.backward(past, cotangents, wanted).flat(),
-            *f.backward(past, cotangents, wanted, z_cotangent=dz).flat(),
+            *f.backward(past, cotangents, wanted, inner=types.Inner(dz)).flat(),
             *f.backward(past, SomeOutputs(None, None, None), wanted).flat(),
         ]
         for f, past in zip((cpu, cuda), pasts, strict=True)

@@ -34,7 +34,7 @@ from cases import (
 from test_cuda_by_composite import assert_same, past_by
 
 from rnnfast._backends import cpu, cuda, cuda_sweeps, schema
-from rnnfast._backends.types import SomeOutputs
+from rnnfast._backends.types import Inner, SomeOutputs
 
 pybind11 = pytest.importorskip("pybind11", reason="building the emulated module needs pybind11")
 if shutil.which("g++") is None:
@@ -88,7 +88,7 @@ def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callab
     extension = _Emulated(emulated)
     extension.used = []
     monkeypatch.setattr(schema, "backend_for", lambda x: cuda)
-    monkeypatch.setattr(cuda_sweeps, "sweeps_for", lambda x: extension)
+    monkeypatch.setattr(cuda_sweeps, "sweeps_for", lambda *_: extension)
     monkeypatch.setattr(cuda_sweeps, "number_of", lambda dtype: cuda_sweeps.NUMBERS[dtype])
     float32_products(monkeypatch)
 
@@ -185,7 +185,7 @@ def test_sweep_back_and_z_cotangents(on_emulated) -> None:
     wanted = [t is not None for t in pasts[0].inputs.flat()]
     dz = torch.randn(case.L, case.D, len(inputs.x), case.G, case.H, dtype=torch.float64)
     want, got = (
-        [*f.sweep_back(past, cotangents), *f.backward(past, cotangents, wanted, z_cotangent=dz).flat()]
+        [*f.sweep_back(past, cotangents), *f.backward(past, cotangents, wanted, inner=Inner(dz)).flat()]
         for f, past in zip((cpu, cuda), pasts, strict=True)
     )
     assert_same(got, want)
@@ -203,7 +203,7 @@ def test_optional_arrays_of_persistent_kernels(on_emulated, kernel: str) -> None
         past = past_by(cuda, case, inputs)
         cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
         wanted = [t is not None for t in past.inputs.flat()]
-        back = cuda.backward(past, cotangents, wanted, z_cotangent=dz)
+        back = cuda.backward(past, cotangents, wanted, inner=Inner(dz))
         results.append([*cuda.sweep_back(past, cotangents), *(g for g in back.flat() if g is not None)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)

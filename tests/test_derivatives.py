@@ -506,8 +506,8 @@ def test_opcheck(mode: str, lengths: tuple[int, ...] | None) -> None:
     check = torch.library.opcheck
     check(torch.ops.rnnfast.forward.default, (*call, True))
     check(torch.ops.rnnfast.forward.default, (*call, False))
-    check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 1))
-    check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 3))
+    check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 1, None, None, None))
+    check(torch.ops.rnnfast.backward.default, (*past, *cotangents, wanted, 3, None, None, None))
     check(torch.ops.rnnfast.tangent.default, (*past, *given))
     check(torch.ops.rnnfast.second.default, (*past, *given, *cotangents, None, None, None, wanted, wanted, 1))
     check(torch.ops.rnnfast.forward_dual.default, (*call, *given[:3]))

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnfast._autograd import levels, recorded
+from rnnfast._autograd import levels, recomputed, recorded, unrolled
 from rnnfast._autograd.nodes import Forward
+from rnnfast._autograd.unrolled import by_composite as unroll_by_operators
 from rnnfast._backends import schema
 from rnnfast._backends.cells import BY_MODE
 from rnnfast._backends.cpu import DTYPES
 from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, Stack
 
-__all__ = ["DTYPES", "recurrent"]
+__all__ = ["DTYPES", "recompute", "recurrent", "unroll", "unroll_by_operators"]
 
 _observed: ContextVar[bool] = ContextVar("observed", default=False)
 
@@ -79,6 +80,34 @@ def _recurrent(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Tens
     if transformed or needs_graph:
         return Outputs.of(Forward.apply(stack, *constants, *inputs.flat())[:-1])
     return schema.forward(stack, inputs, constants, keep=False)[0]
+
+
+def unroll(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs, unrolled.States]:
+    """As `recurrent`, and every state and gate."""
+    if not torch.compiler.is_dynamo_compiling():
+        return unrolled.unroll(stack, inputs, constants)
+    some = _unrolled_in_graph(stack, constants, *inputs)
+    return unrolled.sort(stack, some)
+
+
+def recompute(stack: Stack, inputs: Inputs, constants: Constants, segment: int) -> Outputs | None:
+    """As `recurrent`, in a backward pass computed anew segment by segment; None where nothing would be kept anyway."""
+    if levels.is_transformed() or recorded.is_recording() or not _any_requires_grad(inputs.flat()):
+        return None
+    if torch.compiler.is_dynamo_compiling():
+        return Outputs.of(_recomputed_in_graph(stack, constants, segment, *inputs))
+    return recomputed.run(stack, inputs, constants, segment)
+
+
+@torch.compiler.allow_in_graph
+def _recomputed_in_graph(stack, constants, segment, *inputs):
+    return [t for t in recomputed.run(Stack(*stack), Inputs(*inputs), Constants(*constants), segment) if t is not None]
+
+
+@torch.compiler.allow_in_graph
+def _unrolled_in_graph(stack, constants, *inputs):
+    outputs, states = unrolled.unroll(Stack(*stack), Inputs(*inputs), Constants(*constants))
+    return [t for t in (*outputs, *states) if t is not None]
 
 
 @torch.compiler.allow_in_graph

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rnnfast._backends import schema
-from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.types import Constants, Inner, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
 
 __all__ = ["is_recording", "record", "recording"]
 
@@ -93,7 +93,7 @@ class _Pull(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         *some, ds = cotangents
         dz = None if ds is None else root * ds
-        grads = schema.backend_for(past.y).backward(past, SomeOutputs.of(some), wanted, z_cotangent=dz)
+        grads = schema.backend_for(past.y).backward(past, SomeOutputs.of(some), wanted, inner=Inner(dz))
         return tuple(g for g, want in zip(grads.flat(), wanted, strict=True) if want)
 
     @staticmethod

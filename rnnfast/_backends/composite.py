@@ -83,6 +83,7 @@ class BackwardArrays(NamedTuple):
     unit: Tensor | None = None  # (D,U,H)
     d_unit: Tensor | None = None  # (N,D,U,H) out
     dm: Tensor | None = None  # (N,D,H) out, dL/d output of the cell; None: not wanted
+    dc_more: Tensor | None = None  # (N,D,H), of a cell with c: what to add to dL/dc_t
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -230,6 +231,8 @@ def _step_backward(
         d_gates, d_state = pull(dm)
         if a.dc is not None:
             d_state = d_state + a.dc[d, : step.n]
+            if a.dc_more is not None:
+                d_state = d_state + a.dc_more[at].to(dtype)
             if a.d_cells is not None:
                 a.d_cells[at] = d_state.to(a.d_cells.dtype)
         before = _state_before(s, states, first, d, step, last, dtype)
@@ -254,25 +257,47 @@ def _state_before(
 # --- a whole stack and its derivatives --------------------------------------------------------------------------------
 
 
+class Trace(NamedTuple):
+    """What stays inside a forward pass."""
+
+    z: Tensor  # (L,D,N,G,H) pre-activations
+    c: Tensor | None  # (L,D,N,H)
+    hidden: Tensor  # (L-1,N,D*R) outputs of the layers below the top, before dropout
+
+
 def forward(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs, Tensor]:
     """Outputs, and the pre-activations (L,D,N,G,H)."""
+    outputs, trace = trace_of(stack, inputs, constants)
+    return outputs, trace.z
+
+
+def trace_of(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs, Trace]:
+    """Outputs, and what stays inside."""
     x = inputs.x.flatten(0, -2)  # (N,I)
     counts = _counts(inputs.x, constants.batch_sizes)
     resets = None if constants.resets is None else constants.resets.flatten()
-    h_n, c_n, zs = _lists(3)
+    orders = [steps_of(counts, resets, d == 1) for d in range(stack.D)]
+    done: list[_Done] = []
+    layers: list[Tensor] = []
     for layer in range(stack.L):
-        orders = [steps_of(counts, resets, d == 1) for d in range(stack.D)]
         ways = [_Way(stack, inputs, layer, d, counts[0]).run(x, orders[d]) for d in range(stack.D)]
-        x = torch.cat([way.y for way in ways], 1)
-        for way in ways:
-            h_n.append(way.h)
-            c_n += [] if way.c is None else [way.c]
-            zs.append(way.z)
+        done += ways
+        layers.append(torch.cat([way.y for way in ways], 1))
+        x = layers[-1]
         if constants.dropout is not None and layer < stack.L - 1:
             x = x * constants.dropout[layer].flatten(0, -2)
-    y = x.reshape(*inputs.x.shape[:-1], x.size(-1))
-    z = torch.stack(zs).unflatten(0, (stack.L, stack.D))
-    return Outputs(y, torch.stack(h_n), torch.stack(c_n) if c_n else None), z
+
+    def stacked(some: list[Tensor]) -> Tensor:
+        return torch.stack(some).unflatten(0, (stack.L, stack.D))
+
+    c_n, c = [way.c for way in done if way.c is not None], [way.cs for way in done if way.cs is not None]
+    outputs = Outputs(
+        x.reshape(*inputs.x.shape[:-1], x.size(-1)),
+        torch.stack([way.h for way in done]),
+        torch.stack(c_n) if c_n else None,
+    )
+    hidden = torch.stack(layers[:-1]) if stack.L > 1 else x.new_empty((0, *x.shape))
+    return outputs, Trace(stacked([way.z for way in done]), stacked(c) if c else None, hidden)
 
 
 class _Done(NamedTuple):
@@ -282,6 +307,7 @@ class _Done(NamedTuple):
     z: Tensor  # (N,G,H)
     h: Tensor  # (B,R)
     c: Tensor | None  # (B,H)
+    cs: Tensor | None  # (N,H) all of them
 
 
 class _Way:
@@ -313,7 +339,7 @@ class _Way:
         cell = self.cell
         zx = self._product(x, self.w_ih, self.b_ih, cell.input)
         h, c = self.h0, self.c0
-        y, zs = _lists(2)
+        y, zs, cs = _lists(3)
         for step in steps:
             h_prev = step.before(h, self.h0)
             zh = self._product(h_prev, self.w_hh, self.b_hh, cell.recurrent)
@@ -326,10 +352,11 @@ class _Way:
             h = _put_first(one, h)
             if c is not None and state is not None:
                 c = _put_first(state, c)
+                cs.append(state)
             y.append(one)
             zs.append(z)
         order = -1 if steps[0].rows.start else 1
-        return _Done(torch.cat(y[::order]), torch.cat(zs[::order]), h, c)
+        return _Done(torch.cat(y[::order]), torch.cat(zs[::order]), h, c, torch.cat(cs[::order]) if cs else None)
 
 
 def push_forward(

@@ -26,8 +26,10 @@ from rnnfast._backends.sizes import (
     sizes_of_past,
 )
 from rnnfast._backends.types import (
+    NOTHING,
     Adjoints,
     Constants,
+    Inner,
     Inputs,
     Outputs,
     Past,
@@ -173,6 +175,11 @@ class _Call:
         stack, s = self.sizes.stack, self.sizes
         return stack.L, stack.D, s.N, stack.gates, s.H
 
+    def inner_shapes(self) -> tuple[Shape, Shape, Shape]:
+        """Of Inner"""
+        (L, D, N, _, H), s = self.z_shape(), self.sizes
+        return self.z_shape(), (L, D, N, H), (L - 1, N, D * s.R)
+
     def reserve_shape(self) -> Shape:
         return saved_arrays(self.sizes, self.dtype).shapes[1]
 
@@ -236,13 +243,16 @@ def backward(
     cotangents: SomeOutputs,
     wanted: Sequence[bool],
     groups: int = 1,
-    z_cotangent: Tensor | None = None,
+    inner: Inner = NOTHING,
 ) -> SomeInputs:
     """See Backend.backward."""
     call = _PastCall(past)
-    if z_cotangent is not None:
-        z_cotangent = dense("gradient of z", z_cotangent, call.z_shape(), call.dtype)
-    return _backward(call, cotangents, wanted, groups, z=z_cotangent)
+    if inner is not NOTHING:
+        shapes = zip(("z", "c", "hidden outputs"), inner, call.inner_shapes(), strict=True)
+        inner = Inner(
+            *(None if t is None else dense(f"gradient of {n}", t, shape, call.dtype) for n, t, shape in shapes)
+        )
+    return _backward(call, cotangents, wanted, groups, inner=inner)
 
 
 def _backward(
@@ -251,15 +261,15 @@ def _backward(
     wanted: Sequence[bool],
     groups: int,
     *,
-    z: Tensor | None = None,
+    inner: Inner = NOTHING,
     d_reserve: Tensor | None = None,
     adjoints: Tensor | None = None,
 ) -> SomeInputs:
     _d, d_at = call.dense_outputs("gradient of ", cotangents)
     grads = call.empty_gradients(wanted, groups)
-    _BACKWARD[call.dtype](
-        *call.start(), d_at, _address(z), _address(d_reserve), _addresses(grads.flat()), groups, _address(adjoints)
-    )
+    to = _addresses(grads.flat())
+    inner_at = _addresses(inner)
+    _BACKWARD[call.dtype](*call.start(), d_at, inner_at, _address(d_reserve), to, groups, _address(adjoints))
     return grads
 
 
@@ -329,14 +339,23 @@ def activations(past: Past) -> Tensor:
     s, (_, L, D, _) = sizes_of_past(past), stack
     if stack.cell.saves_gates:
         return reserve[: L * D * s.N * stack.gates * s.H].view(L, D, s.N, stack.gates, s.H)
-    return torch.stack(outputs(past)).view(L, s.N, D, 1, s.H).transpose(1, 2)
+    outputs = torch.cat([hidden(past), past.y.reshape(1, s.N, D * s.R)])
+    return outputs.view(L, s.N, D, 1, s.H).transpose(1, 2)
 
 
-def outputs(past: Past) -> list[Tensor]:
-    """See Backend.outputs: views."""
+def hidden(past: Past) -> Tensor:
+    """See Backend.hidden: a view."""
     s, (_, L, D, _) = sizes_of_past(past), past.stack
-    hidden = past.reserve[past.reserve.numel() - (L - 1) * s.N * D * s.R :].view(L - 1, s.N, D * s.R)
-    return [*hidden, past.y.view(s.N, D * s.R)]
+    return past.reserve[past.reserve.numel() - (L - 1) * s.N * D * s.R :].view(L - 1, s.N, D * s.R)
+
+
+def states(past: Past) -> Tensor | None:
+    """See Backend.states: a view."""
+    if not past.stack.has_c:
+        return None
+    s, (_, L, D, _) = sizes_of_past(past), past.stack
+    size, before = L * D * s.N * s.H, past.stack.gates  # which are saved, of a cell with c
+    return past.reserve[before * size : (before + 1) * size].view(L, D, s.N, s.H)
 
 
 def second_local(

@@ -23,7 +23,18 @@ from rnnfast._backends.cuda_backward import BackwardSweep, Gradients
 from rnnfast._backends.cuda_call import Call, Saved
 from rnnfast._backends.groups import second_by_groups
 from rnnfast._backends.sizes import reserve_per_row
-from rnnfast._backends.types import Adjoints, Constants, Inputs, Outputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.types import (
+    NOTHING,
+    Adjoints,
+    Constants,
+    Inner,
+    Inputs,
+    Outputs,
+    Past,
+    SomeInputs,
+    SomeOutputs,
+    Stack,
+)
 
 
 def forward(stack: Stack, inputs: Inputs, constants: Constants, keep: bool) -> tuple[Outputs, Tensor | None]:
@@ -86,12 +97,12 @@ def backward(
     cotangents: SomeOutputs,
     wanted: Sequence[bool],
     groups: int = 1,
-    z_cotangent: Tensor | None = None,
+    inner: Inner = NOTHING,
 ) -> SomeInputs:
     """See Backend.backward."""
-    if cudnn.is_by_cudnn(past) and groups == 1 and z_cotangent is None and any(t is not None for t in cotangents):
+    if cudnn.is_by_cudnn(past) and groups == 1 and inner == NOTHING and any(t is not None for t in cotangents):
         return cudnn.Cudnn(Call(past.stack, past.inputs, past.constants)).backward(past, cotangents, wanted)
-    sweep = BackwardSweep(_by_sweeps(past), cotangents, z_cotangent)
+    sweep = BackwardSweep(_by_sweeps(past), cotangents, inner)
     call = sweep.call
     grads = Gradients(call, wanted, groups)
     for layer in reversed(range(call.stack.L)):
@@ -101,7 +112,7 @@ def backward(
 
 def sweep_back(past: Past, cotangents: SomeOutputs) -> Adjoints:
     """See Backend.sweep_back."""
-    sweep = BackwardSweep(_by_sweeps(past), cotangents, None)
+    sweep = BackwardSweep(_by_sweeps(past), cotangents, NOTHING)
     call, has_c = sweep.call, past.stack.has_c
     layers: list[Adjoints] = []
     for layer in reversed(range(past.stack.L)):
@@ -118,17 +129,25 @@ def activations(past: Past) -> Tensor:
     call = Call(past.stack, past.inputs, past.constants)
     s, D, saved = call.sizes, past.stack.D, Saved(call, past.reserve)
     saves = past.stack.cell.saves_gates
-    layers = [saved.gates(layer) for layer in range(past.stack.L)] if saves else outputs(past)
+    layers = [saved.gates(layer) for layer in range(past.stack.L)] if saves else [*hidden(past), past.y]
     return torch.stack([one.view(s.N, D, -1, s.H) for one in layers]).transpose(1, 2)
 
 
-def outputs(past: Past) -> list[Tensor]:
-    """See Backend.outputs."""
+def hidden(past: Past) -> Tensor:
+    """See Backend.hidden."""
     past = _by_sweeps(past)
     call = Call(past.stack, past.inputs, past.constants)
     saved, s = Saved(call, past.reserve), call.sizes
-    hidden = [saved.hidden(layer) for layer in range(past.stack.L - 1)]
-    return [*hidden, past.y.view(s.N, past.stack.D * s.R)]
+    layers = [saved.hidden(layer) for layer in range(past.stack.L - 1)]
+    return torch.stack(layers) if layers else past.y.new_empty((0, s.N, past.stack.D * s.R))
+
+
+def states(past: Past) -> Tensor | None:
+    """See Backend.states."""
+    past = _by_sweeps(past)
+    saved = Saved(Call(past.stack, past.inputs, past.constants), past.reserve)
+    layers = [c for c in map(saved.c, range(past.stack.L)) if c is not None]
+    return torch.stack(layers).transpose(1, 2) if layers else None
 
 
 def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -> Outputs:

@@ -12,7 +12,7 @@ from rnnfast._backends.composite import BackwardArrays, steps_of
 from rnnfast._backends.cuda_call import Call, Saved, Weights
 from rnnfast._backends.cuda_sweeps import products_as_cudnns
 from rnnfast._backends.sizes import reserve_per_row
-from rnnfast._backends.types import Past, SomeInputs, SomeOutputs
+from rnnfast._backends.types import Inner, Past, SomeInputs, SomeOutputs
 
 
 class _Layer(NamedTuple):
@@ -33,7 +33,7 @@ class _Layer(NamedTuple):
 class BackwardSweep:
     """From the top layer down."""
 
-    def __init__(self, past: Past, cotangents: SomeOutputs, z_cotangent: Tensor | None) -> None:
+    def __init__(self, past: Past, cotangents: SomeOutputs, inner: Inner) -> None:
         self.call = call = Call(past.stack, past.inputs, past.constants)
         s, stack = call.sizes, past.stack
         self.y = call.dense("y", past.y, call.shapes.outputs.shapes[0]).view(s.N, stack.D * s.R)
@@ -41,9 +41,10 @@ class BackwardSweep:
         self.saved = Saved(call, call.dense("reserve", past.reserve, (size,)))
         dy, self.dh_n, self.dc_n = call.dense_outputs("gradient of ", cotangents)
         self.d_out = None if dy is None else dy.view(s.N, stack.D * s.R)  # of the layer that is next
-        self.dz = z_cotangent
-        if z_cotangent is not None:
-            self.dz = call.dense("gradient of z", z_cotangent, (stack.L, stack.D, s.N, stack.gates, s.H))
+        L, D = stack.L, stack.D
+        shapes = (L, D, s.N, stack.gates, s.H), (L, D, s.N, s.H), (L - 1, s.N, D * s.R)
+        named = zip(("z", "c", "hidden outputs"), inner, shapes, strict=True)
+        self.inner = Inner(*(None if t is None else call.dense(f"gradient of {n}", t, shape) for n, t, shape in named))
 
     def out(self, layer: int) -> Tensor:
         """(N,D*R)"""
@@ -62,8 +63,11 @@ class BackwardSweep:
         w, out = call.weights_of(layer), self.out(layer).view(s.N, D, s.R)
         dc, dh0 = call.wide_state(self.dc_n, layer), call.empty(D, s.B, s.R)
         dz, dh = call.empty(s.N, D, G, s.H), call.empty(s.N, D, s.P) if s.P else None
-        if self.dz is not None:
-            dz.copy_(self.dz[layer].transpose(0, 1))
+        dz_more, dc_more, hidden = self.inner
+        if dz_more is not None:
+            dz.copy_(dz_more[layer].transpose(0, 1))
+        if hidden is not None and layer < call.stack.L - 1:
+            self.d_out = hidden[layer] if self.d_out is None else self.d_out + hidden[layer]
         m = saved.m(layer)
         d_unit = call.empty(s.N, D, cell.unit_parameters, s.H) if cell.unit_parameters else None
         arrays = BackwardArrays(
@@ -84,8 +88,9 @@ class BackwardSweep:
             w.unit,
             d_unit,
             dm,
+            None if dc_more is None else dc_more[layer].transpose(0, 1),
         )
-        call.run_backward(arrays, self.dz is not None)
+        call.run_backward(arrays, dz_more is not None)
         with products_as_cudnns(dz):
             dx = dz[:, :, cell.input].flatten(1) @ w.w_ih if wants_dx else None
         self.d_out = dx

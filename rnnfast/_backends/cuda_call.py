@@ -144,7 +144,7 @@ class Call:
         cuda_sweeps.sweeps_for(self.like, self.sweep).forward(self.sweep, arrays)
 
     def run_backward(self, arrays: BackwardArrays, add: bool) -> None:
-        cuda_sweeps.sweeps_for(self.like, self.sweep).backward(self.sweep, arrays, add)
+        cuda_sweeps.sweeps_for(self.like, self.sweep, arrays.dc_more is not None).backward(self.sweep, arrays, add)
 
 
 class Saved:

@@ -47,8 +47,9 @@ def has_kernel(s: Sweep) -> bool:
     return cell.input == cell.recurrent and not cell.carries_h and s.resets is None
 
 
-def sweeps_for(x: Tensor, s: Sweep) -> Any:
-    if x.is_cpu or forced() == "composite" or not has_kernel(s):
+def sweeps_for(x: Tensor, s: Sweep, more_c: bool = False) -> Any:
+    """more_c: are there gradients of c beside those of its last state? No kernel takes them."""
+    if x.is_cpu or forced() == "composite" or more_c or not has_kernel(s):
         return Composite
     extension = load_extension()
     return extension if extension.runs_on(x.device.index) else Composite

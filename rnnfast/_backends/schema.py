@@ -21,9 +21,11 @@ from torch.utils.flop_counter import register_flop_formula
 from rnnfast._backends import cpu, cuda, flops
 from rnnfast._backends.sizes import adjoints_per_row, reserve_per_row
 from rnnfast._backends.types import (
+    NOTHING,
     Backend,
     Constants,
     FusedBackend,
+    Inner,
     Inputs,
     Outputs,
     Past,
@@ -166,11 +168,17 @@ def _forward_dual_fake(*args):
 # --- backward ---------------------------------------------------------------------------------------------------------
 
 
-def backward(past: Past, cotangents: SomeOutputs, wanted: Any, groups: int = 1) -> SomeInputs:
+def backward(
+    past: Past,
+    cotangents: SomeOutputs,
+    wanted: Any,
+    groups: int = 1,
+    inner: Inner = NOTHING,
+) -> SomeInputs:
     """See Backend.backward."""
     if not is_traced(past.y):
-        return _directly(backend_for(past.y).backward, past.y, past, cotangents, wanted, groups)
-    return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups))
+        return _directly(backend_for(past.y).backward, past.y, past, cotangents, wanted, groups, inner)
+    return _unflatten(wanted, torch.ops.rnnfast.backward(*_flat(past), *cotangents, list(wanted), groups, *inner))
 
 
 def _given_cotangents(args: tuple) -> SomeOutputs:
@@ -179,7 +187,8 @@ def _given_cotangents(args: tuple) -> SomeOutputs:
 
 def _backward(*args):
     backend = backend_for(args[4])
-    return _present(backend.backward(_past(args), _given_cotangents(args), *args[_COTANGENTS_END:]).flat())
+    wanted, groups, *inner = args[_COTANGENTS_END:]
+    return _present(backend.backward(_past(args), _given_cotangents(args), wanted, groups, Inner(*inner)).flat())
 
 
 def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Tensor]:
@@ -189,7 +198,7 @@ def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Ten
 
 
 def _backward_fake(*args):
-    return _gradients_fake(Inputs(*args[4:8]), *args[_COTANGENTS_END:])
+    return _gradients_fake(Inputs(*args[4:8]), *args[_COTANGENTS_END : _COTANGENTS_END + 2])
 
 
 def backward_adjoints(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
@@ -338,10 +347,10 @@ _OPS = {
         lambda call, args: call.forward() + call.linear(_given((*args[_CALL_END:], [None] * len(args[7])))),
     ),
     "backward": _Op(
-        f"{_PAST}, {_D}, bool[] wanted, int groups",
+        f"{_PAST}, {_D}, bool[] wanted, int groups, Tensor? d_z, Tensor? d_inner_c, Tensor? d_hidden",
         _backward,
         _backward_fake,
-        lambda call, args: call.linear(args[-2]),
+        lambda call, args: call.linear(args[_COTANGENTS_END]),
     ),
     "backward_adjoints": _Op(
         f"{_PAST}, {_D}, bool[] wanted",

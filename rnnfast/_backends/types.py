@@ -117,6 +117,17 @@ class SomeOutputs(NamedTuple):
         return SomeOutputs(y, h_n, c_n[0] if c_n else None)
 
 
+class Inner(NamedTuple):
+    """Gradients with respect to what stays inside a forward pass."""
+
+    z: Tensor | None = None  # (L,D,N,G,H), of the pre-activations
+    c: Tensor | None = None  # (L,D,N,H), on top of what comes through time
+    hidden: Tensor | None = None  # (L-1,N,D*R), of the outputs of the layers below the top, before dropout
+
+
+NOTHING = Inner()
+
+
 class Past(NamedTuple):
     """A finished forward pass: what it got, gave (y) and kept (reserve, in the backend's own layout)."""
 
@@ -159,10 +170,10 @@ class Backend(Protocol):
         cotangents: SomeOutputs,
         wanted: Sequence[bool],
         groups: int = 1,
-        z_cotangent: Tensor | None = None,
+        inner: Inner = NOTHING,
     ) -> SomeInputs:
-        """Gradients of <cotangents, outputs>, and if given of <z_cotangent (L,D,N,G,H), pre-activations> more; of the
-        weights (groups,...) for each group of sequences (b % groups) on its own if there are several."""
+        """Gradients of <cotangents, outputs> + <inner, what stays inside>; of the weights (groups,...) for each group
+        of sequences (b % groups) on its own if there are several."""
 
     def sweep_back(self, past: Past, cotangents: SomeOutputs) -> Adjoints:
         """What a backward pass carries through time. Gradients of inputs and weights are not computed."""
@@ -187,8 +198,11 @@ class Backend(Protocol):
     def activations(self, past: Past) -> Tensor:
         """What the nonlinearities made of the pre-activations, (L,D,N,G,H)."""
 
-    def outputs(self, past: Past) -> list[Tensor]:
-        """Of each layer, before dropout: (N,D*R)."""
+    def hidden(self, past: Past) -> Tensor:
+        """The outputs of the layers below the top, before dropout, (L-1,N,D*R)."""
+
+    def states(self, past: Past) -> Tensor | None:
+        """c of all layers and steps, (L,D,N,H); None without c."""
 
 
 class FusedBackend(Backend, Protocol):

@@ -40,7 +40,7 @@ class Sweep:
         self.gates: Tensor | None = None
         if self.d_state is not None:
             self.gates = self.pad(backend.activations(past))  # (L,D,T,B,G,H)
-        self.outputs = [self.pad_columns(rows) for rows in backend.outputs(past)]  # L times (T,B,D*R)
+        self.outputs = [self.pad_columns(rows) for rows in (*backend.hidden(past), past.y)]  # L times (T,B,D*R)
         self.d_y = None if cotangents.y is None else self.pad_columns(cotangents.y)  # (T,B,D*R)
         self.dropout = [] if dropout is None else [self.pad_columns(part) for part in dropout]
 
