@@ -151,18 +151,18 @@ class Layer(Twin, RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | tuple[Tensor, Tensor] | None = None,
-        *,
         resets: Tensor | PackedSequence | None = None,
     ) -> tuple[Any, Any]:
         call = self._read(input, hx, resets)
         if call is None:
             return self._forward_by_torch(input, hx, resets)
         done = None if call.dtype is not None or call.resets is not None else self._step_by_torch(*call[:5])
-        if done is None and self.recompute is not None:
+        if done is not None:
+            pass
+        elif self.recompute is not None:
             done = op.recompute(self._stack(), *self._arguments(call), _segment(self.recompute, call))
-        if done is None:
-            done = op.recurrent(
-                self.mode,
+        else:
+            done = op.recurrent(                self.mode,
                 call.x,
                 call.batch_sizes,
                 call.h0,

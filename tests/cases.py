@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -30,14 +31,17 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import rnnfast
 from rnnfast import _C, reference
+from rnnfast._backends.cells import BY_MODE
 
-MODES = ("LSTM", "RNN_TANH", "RNN_RELU")
+MODES = ("LSTM", "RNN_TANH", "RNN_RELU", "GRU")  # of torch.nn
+LEAKY = ("LEAKY_TANH", "LEAKY_RELU")  # of rnnfast alone
 
 
 @dataclass(frozen=True)
 class Case:
-    mode: str  # one of MODES
+    mode: str  # one of MODES or LEAKY
     T: int
     B: int
     I: int
@@ -50,10 +54,11 @@ class Case:
     lengths: tuple[int, ...] | None = None  # (B,) in any order, the largest is T; None: padded, not packed
     hx: bool = True  # are initial states given?
     dropout: float = 0.0  # between layers
+    resets: float = 0.0  # share of the steps that begin an episode
 
     @property
     def G(self) -> int:
-        return reference.CELLS[self.mode].gates
+        return BY_MODE[self.mode].gates
 
     @property
     def R(self) -> int:
@@ -68,6 +73,7 @@ class Case:
         parts += [] if self.lengths is None else ["len" + ".".join(map(str, self.lengths))]
         parts += [] if self.hx else ["nohx"]
         parts += [f"dropout{self.dropout}"] if self.dropout else []
+        parts += [f"resets{self.resets}"] if self.resets else []
         return "-".join(parts)
 
 
@@ -119,6 +125,10 @@ def option_grid(sizes: Sequence[tuple[int, int, int, int]]) -> Iterator[Case]:
 
 GRID = tuple(option_grid(GRID_SIZES))
 
+# What torch has not: leaky units with every option at some size, and episodes that end inside a sequence.
+OURS = tuple(replace(case, mode=LEAKY[k % 2]) for k, case in enumerate(c for c in GRID if c.mode == "GRU"))[::3]
+RESETS = tuple(replace(case, resets=0.3) for case in (*GRID[::7], *OURS[::5]) if not case.batch_first)
+
 # Remainders of every vector width and of every tile of batch rows; wide and flat shapes, which threads split
 # in different ways.
 SIZES = (
@@ -131,7 +141,7 @@ SIZES = (
     *(Case("LSTM", T=3, B=5, I=6, H=H, proj=P) for H in (7, 17, 33, 65) for P in (1, 6, H - 1)),
     *(
         Case(mode, T=3, B=B, I=I, H=H, D=D)
-        for mode in ("LSTM", "RNN_TANH")
+        for mode in ("LSTM", "RNN_TANH", "GRU")
         for B, I, H, D in ((1, 40, 256, 1), (2, 130, 130, 2), (129, 1, 9, 1), (70, 3, 20, 2))
     ),
 )
@@ -144,15 +154,16 @@ LONG = (
 
 LARGE = (
     *(Case(mode, T=20, B=32, I=64, H=64, L=2) for mode in MODES),
-    *(Case(mode, T=8, B=32, I=100, H=256) for mode in ("LSTM", "RNN_TANH")),
+    *(Case(mode, T=8, B=32, I=100, H=256) for mode in ("LSTM", "RNN_TANH", "GRU", "LEAKY_TANH")),
+    *(Case(mode, T=9, B=32, I=20, H=100, D=2, resets=0.1) for mode in ("LSTM", "GRU")),
     Case("LSTM", T=8, B=32, I=64, H=256, proj=100, D=2, lengths=tuple(range(1, 9)) * 4),
     Case("RNN_RELU", T=12, B=16, I=20, H=100, L=2, D=2, lengths=tuple(range(12, 0, -1)) + (1,) * 4),
 )
 
-CASES = tuple(dict.fromkeys(GRID + SIZES + LONG + LARGE))  # each once
+CASES = tuple(dict.fromkeys(GRID + OURS + RESETS + SIZES + LONG + LARGE))  # each once
 
 # What is checked again for each instruction set: every size, and the options at a stride that meets them all.
-ISA_CASES = frozenset(SIZES + LONG[:1] + LARGE[3:] + GRID[::13])
+ISA_CASES = frozenset(SIZES + LONG[:1] + LARGE[3:] + GRID[::13] + OURS[::7] + RESETS[::5])
 
 # Small enough for finite differences over every input. The op knows no batch_first. relu has no derivative at
 # 0, which is where a layer without bias and state sits if the one below is dead.
@@ -161,6 +172,8 @@ GRADCHECK_CASES = tuple(
     for case in option_grid(((3, 2, 2, 2), (2, 3, 1, 3), (1, 1, 2, 1)))
     if not case.batch_first and case.L < 3 and (case.mode != "RNN_RELU" or case.bias or case.hx)
 )
+GRADCHECK_CASES += tuple(replace(case, mode="LEAKY_TANH") for case in GRADCHECK_CASES if case.mode == "GRU")[::3]
+GRADCHECK_CASES += tuple(replace(case, resets=0.5) for case in GRADCHECK_CASES[::5])
 
 
 # ---------------------------------------------------------------------------------- instruction sets
@@ -196,19 +209,19 @@ class Inputs:
     dy: torch.Tensor  # like y
     dh_n: torch.Tensor  # (L*D,B,R)
     dc_n: torch.Tensor | None  # (L*D,B,H), LSTM only
+    resets: torch.Tensor | None = None  # like the rows of x, bool
 
 
 def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights in torch's order."""
-    rows, shapes = case.G * case.H, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if case.bias else [])]
+    names += ["weight_hr"] if case.proj else ["leak"] if case.mode in LEAKY else []
     for layer, direction in itertools.product(range(case.L), range(case.D)):
         suffix = f"_l{layer}" + ("_reverse" if direction else "")
-        shapes["weight_ih" + suffix] = (rows, case.I if layer == 0 else case.D * case.R)
-        shapes["weight_hh" + suffix] = (rows, case.R)
-        if case.bias:
-            shapes["bias_ih" + suffix] = shapes["bias_hh" + suffix] = (rows,)
-        if case.proj:
-            shapes["weight_hr" + suffix] = (case.proj, case.H)
+        width = case.D * case.R if layer else case.I
+        of_cell = BY_MODE[case.mode].weight_shapes(case.H, width, case.proj, case.bias)
+        shapes |= {name + suffix: shape for name, shape in zip(names, of_cell, strict=True)}
     return shapes
 
 
@@ -237,11 +250,15 @@ def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -
         packed=packed,
         h0=normal(LD, B, case.R) if case.hx else None,
         c0=normal(LD, B, case.H) if case.hx and lstm else None,
-        weights={name: uniform(*shape) for name, shape in weight_shapes(case).items()},
+        weights={
+            name: normal(*shape).sigmoid() if name.startswith("leak") else uniform(*shape)
+            for name, shape in weight_shapes(case).items()
+        },
         dropout_masks=torch.from_numpy(keep / (1 - case.dropout)).to(dtype) if case.dropout else None,
         dy=normal(*rows, DR),
         dh_n=normal(LD, B, case.R),
         dc_n=normal(LD, B, case.H) if lstm else None,
+        resets=torch.from_numpy(random.uniform(size=rows) < case.resets) if case.resets else None,
     )
 
 
@@ -272,7 +289,7 @@ Results = dict[str, np.ndarray]
 
 
 def make_module(library: ModuleType, case: Case, inputs: Inputs) -> torch.nn.Module:
-    """`library`.LSTM or `library`.RNN with the case's options and weights, in evaluation mode."""
+    """`library`'s layer with the case's options and weights, in evaluation mode; leaks are parameters."""
     options = {
         "num_layers": case.L,
         "bias": case.bias,
@@ -283,6 +300,18 @@ def make_module(library: ModuleType, case: Case, inputs: Inputs) -> torch.nn.Mod
     }
     if case.mode == "LSTM":
         module = library.LSTM(case.I, case.H, proj_size=case.proj, **options)
+    elif case.mode == "GRU":
+        module = library.GRU(case.I, case.H, **options)
+    elif case.mode in LEAKY:
+        nonlinearity = case.mode.removeprefix("LEAKY_").lower()
+        module = rnnfast.LeakyRNN(case.I, case.H, nonlinearity=nonlinearity, leak=torch.ones(case.H), **options)
+        for name, a in inputs.weights.items():
+            if name.startswith("leak"):  # itself, not its logit: what is tested is the kernel
+                delattr(module, name)
+                setattr(module, name, torch.nn.Parameter(a.squeeze(0)))
+        weights = {name: a.squeeze(0) if name.startswith("leak") else a for name, a in inputs.weights.items()}
+        module.load_state_dict(weights)
+        return module.eval()
     else:
         nonlinearity = case.mode.removeprefix("RNN_").lower()
         module = library.RNN(case.I, case.H, nonlinearity=nonlinearity, **options)
@@ -290,8 +319,15 @@ def make_module(library: ModuleType, case: Case, inputs: Inputs) -> torch.nn.Mod
     return module.eval()
 
 
-def run_module(library: ModuleType, case: Case, inputs: Inputs, inference: bool = False) -> Results:
-    """Run the module of torch.nn or rnnfast, without dropout; `inference`: outputs only, under no_grad."""
+def run_module(
+    library: ModuleType,
+    case: Case,
+    inputs: Inputs,
+    inference: bool = False,
+    run: Callable[[torch.nn.Module], Callable[..., Any]] = lambda module: module,
+) -> Results:
+    """Run the module of torch.nn or rnnfast, without dropout; `inference`: outputs only, under no_grad. run(module) is
+    what is called."""
     module = make_module(library, case, inputs)
     leaves = {"x": inputs.x, "h0": inputs.h0, "c0": inputs.c0}
     leaves = {name: a.detach().requires_grad_() for name, a in leaves.items() if a is not None}
@@ -300,8 +336,11 @@ def run_module(library: ModuleType, case: Case, inputs: Inputs, inference: bool 
     if case.hx:
         hx = (leaves["h0"], leaves["c0"]) if case.mode == "LSTM" else leaves["h0"]
 
+    more = {}
+    if inputs.resets is not None:
+        more["resets"] = inputs.resets if inputs.packed is None else inputs.packed._replace(data=inputs.resets)
     with torch.set_grad_enabled(not inference):
-        y, state = module(x, hx)
+        y, state = run(module)(x, hx, **more)
     h_n, c_n = state if case.mode == "LSTM" else (state, None)
     outputs = {"y": y if inputs.packed is None else y.data, "h_n": h_n}
     outputs |= {} if c_n is None else {"c_n": c_n}
@@ -313,9 +352,15 @@ def run_torch(case: Case, inputs: Inputs) -> Results:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        if case.mode in LEAKY or case.resets:  # torch has no such layer, but all of its operators
+            return run_module(rnnfast, case, inputs, run=_by_operators)
         return run_module(torch.nn, case, inputs)
     finally:
         torch.set_num_threads(threads)
+
+
+def _by_operators(module: torch.nn.Module) -> Callable[..., Any]:
+    return lambda x, hx, resets=None: module._by_operators(x, hx, resets)
 
 
 def run_op(case: Case, inputs: Inputs, dropout: bool = False) -> Results:
@@ -336,6 +381,7 @@ def run_op(case: Case, inputs: Inputs, dropout: bool = False) -> Results:
         case.D == 2,
         case.bias,
         inputs.dropout_masks if dropout else None,
+        inputs.resets,
     )
     outputs = {"y": y, "h_n": h_n[:, unsort]} | ({} if c_n is None else {"c_n": c_n[:, unsort]})
     return _results(outputs, leaves, inputs)
@@ -365,6 +411,7 @@ def run_reference(case: Case, inputs: Inputs, dropout: bool = False) -> Results:
         case.D == 2,
         case.bias,
         array(inputs.dropout_masks) if dropout else None,
+        None if inputs.resets is None else rows(inputs.resets.numpy()),
     )
     d = reference.backward(tape, rows(array(inputs.dy)), states(inputs.dh_n), states(inputs.dc_n))
     results = {"y": rows(y), "h_n": h_n[:, unsort]} | ({} if c_n is None else {"c_n": c_n[:, unsort]})

@@ -314,8 +314,6 @@ def quantized() -> nn.Module:
 
 
 STAY: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "gru": (lambda: nn.GRU(3, 4), "no kernel for GRU"),
-    "gru_cell": (lambda: nn.GRUCell(3, 4), "no kernel for GRU"),
     "subclass": (lambda: Gated(3, 4), "Gated is a subclass that overrides check_input"),
     "no_subclass": (lambda: Registered(3, 4), "Registered has no subclass: two layers of one name"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0"), "parametrized"),
@@ -357,7 +355,7 @@ def test_lazy(log) -> None:
 
 @pytest.mark.parametrize(
     ("swap", "what"),
-    [(rnnfast.convert, "torch.nn.LSTM or RNN"), (rnnfast.revert, "layer of rnnfast")],
+    [(rnnfast.convert, "torch.nn.LSTM, RNN or GRU"), (rnnfast.revert, "layer of rnnfast")],
     ids=["convert", "revert"],
 )
 def test_nothing_to_swap(swap: Callable, what: str, log) -> None:
@@ -369,7 +367,7 @@ def test_nothing_to_swap(swap: Callable, what: str, log) -> None:
 def test_nothing_to_swap_is_seen(run_python) -> None:
     """Also by a user who has set up no logging."""
     done = run_python("-c", "import torch, rnnfast; rnnfast.convert(torch.nn.Linear(1, 1))")
-    assert done.stderr == "convert: there is no torch.nn.LSTM or RNN in Linear\n"
+    assert done.stderr == "convert: there is no torch.nn.LSTM, RNN or GRU in Linear\n"
 
 
 def test_subclasses_on_request(log) -> None:

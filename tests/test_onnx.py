@@ -87,10 +87,11 @@ def test_one_node_a_layer_for_all_sizes() -> None:
         rnnfast.LSTM(I, H, 3, bias=False, batch_first=True),
         rnnfast.RNN(I, H, 2, bidirectional=True, batch_first=True),
         rnnfast.RNN(I, H, 3, nonlinearity="relu", bias=False),
+        rnnfast.GRU(I, H, 2, bidirectional=True),
     )
     program = export(model, inputs(7, 3), dynamic_shapes=(T_AND_B, {1: ANY}))
     found = nodes(program)
-    assert found["LSTM"] == 3 * 2 + 2 * 3 and found["RNN"] == 2 * 2 + 2 * 3, found
+    assert found["LSTM"] == 3 * 2 + 2 * 3 and found["RNN"] == 2 * 2 + 2 * 3 and found["GRU"] == 2 * 2, found
     assert not found["Scan"] and not found["MatMul"] and not found["Gemm"], found
     for T, B in ((7, 3), (1, 1), (20, 2)):
         assert_same(file_of(program), model, *inputs(T, B))
@@ -104,6 +105,8 @@ def test_scans_where_there_is_no_operator() -> None:
         rnnfast.LSTM(I, H, proj_size=P, bidirectional=True, batch_first=True),
         rnnfast.RNN(I, H, bidirectional=True),
         rnnfast.RNN(I, H, 2, nonlinearity="relu"),
+        rnnfast.GRU(I, H, bidirectional=True),
+        rnnfast.LeakyRNN(I, H, 2, leak=0.3),
         rnnfast.LSTMCell(I, H),
     ).double()
     program = export(model, inputs(7, 3, torch.float64), dynamic_shapes=(T_AND_B, {1: ANY}))
@@ -164,6 +167,9 @@ def test_operators_of_the_program() -> None:
     how = {"direction": "forward", "hidden_size": H, "activations": ["Relu"]}
     weights = rnnfast._backends.onnx.parameters([w.detach() for w in rnn.parameters()], rnn.mode, 1)
     torch.library.opcheck(torch.ops.onnx.RNN.opset14, (x, *weights, None, None), how)
+    gru, how = rnnfast.GRU(I, H), {"direction": "forward", "hidden_size": H, "linear_before_reset": 1}
+    weights = rnnfast._backends.onnx.parameters([w.detach() for w in gru.parameters()], gru.mode, 1)
+    torch.library.opcheck(torch.ops.onnx.GRU.opset14, (x, *weights, None, state[:1]), how)
 
 
 def test_packed_input_says_so() -> None:

@@ -90,24 +90,28 @@ def unroll(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs,
     return unrolled.sort(stack, some)
 
 
-def recompute(stack: Stack, inputs: Inputs, constants: Constants, segment: int) -> Outputs | None:
-    """As `recurrent`, in a backward pass computed anew segment by segment; None where nothing would be kept anyway."""
-    if levels.is_transformed() or recorded.is_recording() or not _any_requires_grad(inputs.flat()):
-        return None
+def recompute(stack: Stack, inputs: Inputs, constants: Constants, segment: int) -> Outputs:
+    """As `recurrent`; a backward pass computes every `segment` steps anew."""
     if torch.compiler.is_dynamo_compiling():
         return Outputs.of(_recomputed_in_graph(stack, constants, segment, *inputs))
+    return _recompute(stack, inputs, constants, segment)
+
+
+def _recompute(stack: Stack, inputs: Inputs, constants: Constants, segment: int) -> Outputs:
+    if levels.is_transformed() or recorded.is_recording() or not _any_requires_grad(inputs.flat()):
+        return Outputs(*_recurrent(stack, inputs, constants))
     return recomputed.run(stack, inputs, constants, segment)
 
 
 @torch.compiler.allow_in_graph
 def _recomputed_in_graph(stack, constants, segment, *inputs):
-    return [t for t in recomputed.run(Stack(*stack), Inputs(*inputs), Constants(*constants), segment) if t is not None]
+    return _present(_recompute(Stack(*stack), Inputs(*inputs), Constants(*constants), segment))
 
 
 @torch.compiler.allow_in_graph
 def _unrolled_in_graph(stack, constants, *inputs):
     outputs, states = unrolled.unroll(Stack(*stack), Inputs(*inputs), Constants(*constants))
-    return [t for t in (*outputs, *states) if t is not None]
+    return _present((*outputs, *states))
 
 
 @torch.compiler.allow_in_graph

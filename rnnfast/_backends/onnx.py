@@ -1,4 +1,4 @@
-"""What `torch.onnx.export` makes of recurrent layers: ONNX's operators LSTM and RNN, one node for each layer.
+"""What `torch.onnx.export` makes of recurrent layers: ONNX's operators LSTM, GRU and RNN, one node for each layer.
 
 `forward` is traced in place of the op `rnnfast::forward` (see `schema.py`); T and B may be symbols. ONNX has no
 projection, and ONNX Runtime no LSTM and RNN of float64 and bfloat16; there each direction of a layer is a Scan.
@@ -29,9 +29,11 @@ def forward(stack: Stack, inputs: Inputs, constants: Constants) -> Outputs:
     """The outputs of `Backend.forward`, in operators that `torch.onnx.export` can translate.
 
     Raises:
-        NotImplementedError: packed input.
+        NotImplementedError: packed input, or resets.
     """
     dropout = constants.dropout
+    if constants.resets is not None:
+        raise NotImplementedError("rnnfast: resets inside a sequence have no ONNX operator; export without them")
     if constants.batch_sizes is not None:
         raise NotImplementedError(
             "rnnfast: packed input has no ONNX operator. Export the model on padded input, or with "
@@ -39,7 +41,8 @@ def forward(stack: Stack, inputs: Inputs, constants: Constants) -> Outputs:
         )
     x, h0, c0, weights = inputs
     per = len(weights) // stack.L
-    run = _node if x.dtype in _DTYPES and not stack.units(weights)[2] else _scans
+    has_operator = stack.cell.mode in _OPERATORS and not stack.units(weights)[2]
+    run = _node if x.dtype in _DTYPES and has_operator else _scans
     states: list[list[Tensor]] = []
     for layer in range(stack.L):
         at = slice(layer * stack.D, (layer + 1) * stack.D)
@@ -65,12 +68,14 @@ class _Operator(NamedTuple):
     name: str
     order: tuple[int, ...] = (0,)  # of ONNX's gates: which of torch's each is
     activations: tuple[str, ...] = ()  # that differ from ONNX's defaults
+    linear_before_reset: bool = False  # does r act on what W_hh has made of h?
 
 
 _OPERATORS = {
     "RNN_TANH": _Operator("RNN", activations=("Tanh",)),
     "RNN_RELU": _Operator("RNN", activations=("Relu",)),
     "LSTM": _Operator("LSTM", order=(0, 3, 1, 2)),
+    "GRU": _Operator("GRU", order=(1, 0, 2), linear_before_reset=True),
 }
 
 
@@ -79,7 +84,7 @@ def parameters(weights: Sequence[Tensor], mode: str, D: int) -> tuple[Tensor, Te
 
     Args:
         weights: w_ih (G*H,I), w_hh (G*H,H), and if it has biases b_ih (G*H), b_hh (G*H), of each direction in turn.
-        mode: of torch's module: 'LSTM', 'RNN_TANH' or 'RNN_RELU'.
+        mode: of torch's module: 'LSTM', 'GRU', 'RNN_TANH' or 'RNN_RELU'.
         D: number of directions.
 
     Returns:
@@ -102,9 +107,11 @@ def _node(stack: Stack, x: Tensor, weights: list[Tensor], h0: Tensor | None, c0:
     """y (T,B,D*H), h_n (D,B,H), and of a cell with c c_n (D,B,H)"""
     W, R, B = parameters(weights, stack.cell.mode, stack.D)
     how: dict[str, Any] = {"direction": _DIRECTIONS[stack.D], "hidden_size": R.size(2)}
-    name, _, activations = _OPERATORS[stack.cell.mode]
+    name, _, activations, linear_before_reset = _OPERATORS[stack.cell.mode]
     if activations:
         how["activations"] = list(activations) * stack.D
+    if linear_before_reset:
+        how["linear_before_reset"] = 1
     states = (h0, c0) if stack.has_c else (h0,)
     y, *last = getattr(torch.ops.onnx, name).opset14(x, W, R, B, None, *states, **how)
     return [y.squeeze(1) if stack.D == 1 else y.transpose(1, 2).flatten(2), *last]
@@ -116,6 +123,10 @@ def _node(stack: Stack, x: Tensor, weights: list[Tensor], h0: Tensor | None, c0:
 
 def _lstm(X, W, R, B, sequence_lens, initial_h, initial_c, *, direction, hidden_size):
     return _run("LSTM", X, W, R, B, initial_h, initial_c)
+
+
+def _gru(X, W, R, B, sequence_lens, initial_h, *, direction, hidden_size, linear_before_reset):
+    return _run("GRU", X, W, R, B, initial_h, None)
 
 
 def _rnn(X, W, R, B, sequence_lens, initial_h, *, direction, hidden_size, activations):
@@ -151,6 +162,7 @@ def _define(name: str, schema: str, run: Callable[..., tuple[Tensor, ...]], stat
 _INPUTS = "Tensor X, Tensor W, Tensor R, Tensor? B, Tensor? sequence_lens, Tensor? initial_h"
 _HOW = "str direction, int hidden_size"
 _define("LSTM.opset14", f"({_INPUTS}, Tensor? initial_c, *, {_HOW}) -> (Tensor, Tensor, Tensor)", _lstm, 2)
+_define("GRU.opset14", f"({_INPUTS}, *, {_HOW}, int linear_before_reset) -> (Tensor, Tensor)", _gru, 1)
 _define("RNN.opset14", f"({_INPUTS}, *, {_HOW}, str[] activations) -> (Tensor, Tensor)", _rnn, 1)
 
 
@@ -173,23 +185,32 @@ def _scan(stack: Stack, x: Tensor, weights: list[Tensor], h0: Tensor | None, c0:
     """y (T,B,R), h_n (B,R), and of a cell with c c_n (B,H)"""
     cell = stack.cell
     w_ih, w_hh, *rest = weights
-    bias, w_hr = (rest[0] + rest[1], rest[2:]) if stack.bias else (None, rest)
-    H, R, B = w_hh.size(0) // cell.gates, w_hh.size(1), x.size(1)
+    w_ih, w_hh = cell.to_slots(w_ih, cell.input), cell.to_slots(w_hh, cell.recurrent)  # (g,H,I), (g,H,R)
+    H, R, B = w_hh.size(1), w_hh.size(2), x.size(1)
+    zx = x @ w_ih.flatten(0, 1).T  # (T,B,g*H)
+    b_hh = x.new_zeros(w_hh.shape[:2])
+    if stack.bias:
+        zx = zx + cell.to_slots(rest[0], cell.input).flatten()
+        b_hh = cell.to_slots(rest[1], cell.recurrent)
+    more = rest[2 if stack.bias else 0 :]  # W_hr (P,H), or the unit parameters (U,H)
     states = [x.new_zeros(B, R) if h0 is None else h0]
     if cell.has_c:
         states.append(x.new_zeros(B, H) if c0 is None else c0)
 
     def step(h: Tensor, *args: Tensor) -> list[Tensor]:
-        *c, z, w_hh = args[: len(args) - len(w_hr)]
-        gates = cell.activate((z + h @ w_hh.T).view(-1, cell.gates, H))
-        state = cell.carry(gates, *c) if c else None
+        *c, zx, w_hh, b_hh = args[: len(args) - len(more)]
+        last = args[len(args) - len(more) :]
+        zh = (h @ w_hh.T + b_hh).view(-1, b_hh.numel() // H, H)
+        gates = cell.activate(cell.pre_activations(zx.view(-1, zx.size(-1) // H, H), zh))
+        state = h if cell.carries_h else c[0] if c else None
+        state = cell.carry(gates, state, last[0] if cell.unit_parameters else None)
         h = cell.output(gates, state)
-        for w in args[len(args) - len(w_hr) :]:
-            h = h @ w.T
-        return [h, *([] if state is None else [state]), h.clone()]
+        if cell.projects and last:
+            h = h @ last[0].T
+        return [h, *([state] if cell.has_c and state is not None else []), h.clone()]
 
-    z = torch.nn.functional.linear(x, w_ih, bias)  # (T,B,G*H)
     # Detached, since the exporter runs the graph once more, and scan's derivative fails where B is a symbol.
-    start, steps, constants = ([t.detach() for t in some] for some in (states, [z], [w_hh, *w_hr]))
+    constants = [w_hh.flatten(0, 1), b_hh.flatten(), *more]
+    start, steps, constants = ([t.detach() for t in some] for some in (states, [zx], constants))
     *last, y = scan_op(step, start, steps, constants)
     return [y, *last]
