@@ -162,7 +162,8 @@ class Layer(Twin, RNNBase):
         elif self.recompute is not None:
             done = op.recompute(self._stack(), *self._arguments(call), _segment(self.recompute, call))
         else:
-            done = op.recurrent(                self.mode,
+            done = op.recurrent(
+                self.mode,
                 call.x,
                 call.batch_sizes,
                 call.h0,

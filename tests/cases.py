@@ -439,7 +439,8 @@ def _results(outputs: dict[str, torch.Tensor], leaves: dict[str, torch.Tensor], 
         gradients = torch.autograd.grad(
             list(outputs.values()), list(leaves.values()), [incoming[name] for name in outputs]
         )
-        results |= {f"d_{name}": a.double().numpy() for name, a in zip(leaves, gradients, strict=True)}
+        for name, a in zip(leaves, gradients, strict=True):  # a module's leaks are (H), the op's (1,H)
+            results[f"d_{name}"] = a.double().numpy().reshape(getattr(inputs.weights.get(name), "shape", a.shape))
     return results
 
 

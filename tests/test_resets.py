@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def by_episodes(layer: Any, x: Tensor, hx: Any, resets: Tensor, lengths: list[in
         end = T if lengths is None else lengths[b]
         starts = [0, *(t for t in range(1, end) if resets[t, b]), end]
         parts = []
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in pairwise(starts):
             own = None
             if start == 0 and not resets[0, b] and hx is not None:
                 own = of(hx, lambda s, b=b: s[:, b : b + 1])
