@@ -63,6 +63,7 @@ const Case cases[] = {
     {"gru, one", "gru", 1, 1, 1, 1, 0, 1, 1, true, true, false, {}},
     {"gru, few rows", "gru", 2, 3, 5, 21, 0, 2, 2, false, true, false, {}},
     {"gru, long sums", "gru", 2, 11, 500, 70, 0, 1, 1, true, false, false, {}},
+    {"gru, wide", "gru", 3, 6, 100, 130, 0, 1, 1, true, true, false, {}},
     {"leaky", "leaky_tanh", 7, 13, 5, 19, 0, 1, 1, true, true, false, {}},
     {"leaky, deep both ways", "leaky_tanh", 5, 4, 6, 33, 0, 3, 2, false, true, true, {}},
     {"leaky, packed", "leaky_relu", 6, 5, 3, 18, 0, 2, 2, true, true, true, {5, 5, 3, 3, 1, 1}},
@@ -273,15 +274,20 @@ void plain_step(const Shape& s, const Parameters<const T*>& p, int64_t I, const 
     }
 }
 
-// y (N,D*R) of a whole stack by plain loops in float64.
+// y (N,D*R), h_n (L*D,B,R) and c_n (L*D,B,H).
+struct Outputs {
+    std::vector<double> y, h_n, c_n;
+};
+
+// A whole stack by plain loops in float64.
 template <class T>
-std::vector<double> plain_forward(const Case& which, Arrays<T>& a) {
+Outputs plain_forward(const Case& which, Arrays<T>& a) {
     const Shape s = which.shape();
     const int64_t R = s.recurrent(), N = s.rows();
     const auto parameters = Arrays<T>::template parameters<const T*>(s, a.weights);
     std::vector<int64_t> first(s.T + 1, 0);
     for (int64_t t = 0; t < s.T; ++t) first[t + 1] = first[t] + which.size(t);
-    std::vector<double> in(a.x.begin(), a.x.end()), out;
+    std::vector<double> in(a.x.begin(), a.x.end()), out, h_n(a.h_n.size()), c_n(a.c_n.size());
     for (int64_t l = 0; l < s.L; ++l) {
         const int64_t I = s.input(l);
         out.assign(N * s.D * R, 0);
@@ -303,13 +309,16 @@ std::vector<double> plain_forward(const Case& which, Arrays<T>& a) {
                         plain_step(s, parameters[l * s.D + d], I, x, h, c);
                         std::copy(h.begin(), h.end(), out.begin() + (row * s.D + d) * R);
                     }
+                    if (d ? begin != 0 : end != last + 1) continue;  // the direction goes on
+                    std::copy(h.begin(), h.end(), h_n.begin() + state * R);
+                    if (s.cell->has_c()) std::copy(c.begin(), c.end(), c_n.begin() + state * s.H);
                 }
             }
         in = out;
         if (which.dropout && l + 1 < s.L)
             for (size_t i = 0; i < in.size(); ++i) in[i] *= double(a.dropout[l * in.size() + i]);
     }
-    return out;
+    return {out, h_n, c_n};
 }
 
 int failures = 0;
@@ -325,18 +334,23 @@ template <class T>
 void check_forward(const Case& which, int threads) {
     const Shape s = which.shape();
     Arrays<T> a(which, 1);
-    const std::vector<double> truth = plain_forward(which, a);
+    const Outputs truth = plain_forward(which, a);
     a.forward(s, threads, true);
-    const Numbers<T> trained = a.y;
-    double error = 0;
-    for (size_t i = 0; i < truth.size(); ++i) error = larger(error, std::abs(truth[i] - double(a.y[i])));
-    // relu is not bounded by 1: measured against the largest output
-    double scale = 1;
-    for (const double value : truth) scale = larger(scale, std::abs(value));
-    const double epsilon = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
-    expect(error <= 64 * epsilon * scale, "forward", which.name, sizeof(T), threads, error);
+    const Numbers<T> trained[] = {a.y, a.h_n, a.c_n};
+    const auto compare = [&](const std::vector<double>& expected, const Numbers<T>& got, const char* what) {
+        // relu is not bounded by 1: measured against the largest number
+        double error = 0, scale = 1;
+        for (size_t i = 0; i < expected.size(); ++i) error = larger(error, std::abs(expected[i] - double(got[i])));
+        for (const double value : expected) scale = larger(scale, std::abs(value));
+        const double epsilon = sizeof(T) == 4 ? 6e-8 : 1.2e-16;
+        expect(error <= 64 * epsilon * scale, what, which.name, sizeof(T), threads, error);
+    };
+    compare(truth.y, a.y, "forward");
+    compare(truth.h_n, a.h_n, "last h");
+    compare(truth.c_n, a.c_n, "last c");
     a.forward(s, threads, false);
-    expect(a.y == trained, "inference equals training", which.name, sizeof(T), threads, 0);
+    const bool same = a.y == trained[0] && a.h_n == trained[1] && a.c_n == trained[2];
+    expect(same, "inference equals training", which.name, sizeof(T), threads, 0);
 }
 
 // Every gradient along a random direction v: <gradient, v> = (loss(p + e v) - loss(p - e v)) / 2e.
@@ -563,6 +577,29 @@ void check_threads(const Case& which) {
     expect(same, "one thread equals three", which.name, sizeof(T), 3, 0);
 }
 
+// Leaky units with a leak of 1 are Elman's, to the last bit.
+void check_leak_of_one(const Case& which, const char* elman, int threads) {
+    Case plain_case = which;
+    plain_case.cell = elman;
+    const Shape s = which.shape(), plain_shape = plain_case.shape();
+    Arrays<float> leaky(which, 13), plain(plain_case, 13);
+    const size_t each = leaky.weights.size() / (s.L * s.D);
+    std::vector<Numbers<float>> kept;
+    for (size_t i = 0; i < leaky.weights.size(); ++i)
+        if (i % each == each - 1)
+            std::fill(leaky.weights[i].begin(), leaky.weights[i].end(), 1.f);
+        else
+            kept.push_back(leaky.weights[i]);
+    plain.weights = kept, plain.x = leaky.x, plain.h0 = leaky.h0, plain.dropout = leaky.dropout;
+    plain.dy = leaky.dy, plain.dh_n = leaky.dh_n;
+    leaky.forward(s, threads, true), leaky.backward(s, threads);
+    plain.forward(plain_shape, threads, true), plain.backward(plain_shape, threads);
+    for (size_t i = leaky.gradients.size(); i-- > 0;)
+        if (i % each == each - 1) leaky.gradients.erase(leaky.gradients.begin() + i);
+    const bool same = leaky.y == plain.y && leaky.h_n == plain.h_n && leaky.dx == plain.dx && leaky.dh0 == plain.dh0;
+    expect(same && leaky.gradients == plain.gradients, "a leak of 1 is none", which.name, 4, threads, 0);
+}
+
 void check_selection() {
     for (const char* name : {"avx1024", "AVX2 "}) {
         bool refused = false;
@@ -632,6 +669,8 @@ int main() {
                 check_dual<double>(which, threads);
                 check_groups(which, threads);
                 check_swept(which, threads);
+                if (find_cell(which.cell).unit_parameters)
+                    check_leak_of_one(which, std::strchr(which.cell, '_') + 1, threads);
                 ++checks;
             }
             check_threads<float>(which);
