@@ -121,6 +121,11 @@ def relu(z: Array) -> Array:
     return np.maximum(z, 0.0)
 
 
+def linear(z: Array) -> Array:
+    """What a GRU takes of n's recurrent part, which r scales."""
+    return z
+
+
 def sigmoid(z: Array) -> Array:
     """σ(z) = 1 / (1 + exp(-z)), arranged so that no exp overflows."""
     e = np.exp(-np.abs(z))
@@ -228,7 +233,7 @@ class GRU(Cell):
     def forward(given: StepInputs) -> tuple[Array, Array, tuple[Array, ...]]:
         r_x, z_x, n_x = np.split(given.z_x, 3, axis=1)
         r_h, z_h, n_h = np.split(given.z_h, 3, axis=1)
-        r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
+        r, z, n_h = sigmoid(r_x + r_h), sigmoid(z_x + z_h), linear(n_h)
         n = tanh(n_x + r * n_h)
         return (1.0 - z) * n + z * given.h_prev, given.c_prev, (r, z, n, n_h, given.h_prev)
 

@@ -494,7 +494,7 @@ def sensitivity(case: Case, inputs: Inputs, truth: Results, draws: int = 4) -> d
     def move_input(a: torch.Tensor | None) -> torch.Tensor | None:
         return None if a is None else torch.from_numpy(move(a.double().numpy()))
 
-    exact = {"tanh": reference.tanh, "sigmoid": reference.sigmoid}
+    exact = {name: getattr(reference, name) for name in ("tanh", "sigmoid", "linear")}
     activations = {name: lambda z, f=f: move(f(z)) for name, f in exact.items()}
     moved = dict.fromkeys(truth, 0.0)
     for _ in range(draws):

@@ -24,11 +24,11 @@ struct Gru {
         h_n = slots[3];
         n = tanh(slots[0] + r * h_n);
     }
-    // h_{t-1} becomes h_t
+    // h_{t-1} becomes h_t = (1 - z) * n + z * h_{t-1}, with a rounding less
     template <class A>
     static RNNFAST_CELL A combine(const A (&a)[4], A& h) {
         auto& [n, r, z, h_n] = a;
-        h = (one - z) * n + z * h;
+        h = n + z * (h - n);
         return h;
     }
     // dL/dslots and dL/dh_{t-1} past W_hh, from dL/dh_t

@@ -169,7 +169,7 @@ class Gru(Cell):
     def carry(self, a: Tensor, state: Tensor | None, unit: Tensor | None = None) -> Tensor:
         assert state is not None
         n, _, z, _ = a.unbind(-2)
-        return (1 - z) * n + z * state
+        return n + z * (state - n)
 
     def keep(self, a: Tensor, unit: Tensor | None = None) -> Tensor:
         return a[..., 2, :]

@@ -55,6 +55,7 @@ void Products<T>::pack(int64_t l, int thread) {
         }
         if (p.w_ih && wants_input(l)) {
             rows_of_gates(s.cell->input_gates, {0, input_rows}, p.w_ih, I, rows);
+            if (sums_back()) std::reverse(rows, rows + input_rows);
             pack_share(of_x, input_rows, rows, thread, x.get() + d * of_x.packed(input_rows));
         }
     }

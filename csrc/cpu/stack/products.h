@@ -45,6 +45,9 @@ protected:
     void initial_output_gradient(const Share& my, int64_t l, int64_t d);
     void weight_gradients(int64_t l, int64_t d, int thread);
 
+    // A gate whose gradients are large comes first in the slots and last in torch's W_ih (GRU's n): sums of its
+    // products begin at the other end, with the small ones.
+    bool sums_back() const { return s.cell->torch_gates[s.cell->input_gates.first] != 0; }
     bool wants_input(int64_t l) const { return l > 0 || gradients.x; }
     int64_t first_row(int64_t l, int64_t d) const { return (adjoints.all ? this->index(l, d) : d) * N; }
     const T* dz_row(int64_t l, int64_t d, int64_t row) const {
@@ -147,8 +150,9 @@ void Products<T>::input_gradient(int64_t l, int thread, T* dx, bool add, const T
         for (int64_t d = 0; d < s.D; ++d) {
             const bool there = parameters[this->index(l, d)].w_ih;
             if (!there && init) continue;
-            for (int64_t r = 0; r < n; ++r) at.a[r] = input_row(l, d, row0 + r);
-            kernel.product({n, there ? input_rows : 0, at.a.get(), 1, of_x, 0, of_x.panels,
+            const int64_t first = sums_back() ? input_rows - 1 : 0;
+            for (int64_t r = 0; r < n; ++r) at.a[r] = input_row(l, d, row0 + r) + first;
+            kernel.product({n, there ? input_rows : 0, at.a.get(), first ? -1 : 1, of_x, 0, of_x.panels,
                             x.get() + d * of_x.packed(input_rows), init, at.to.get()});
             init = at.init.get();
         }
