@@ -59,10 +59,10 @@ def make_data(shape: Shape, device: str) -> Data:
 
 
 def make_module(library: ModuleType, shape: Shape) -> torch.nn.Module:
-    """`library`.LSTM or `library`.RNN of a shape."""
+    """`library`.LSTM, `library`.RNN or `library`.GRU of a shape."""
     options = {"num_layers": shape.L, "bidirectional": shape.D == 2, "dtype": getattr(torch, shape.dtype)}
-    if shape.cell == "rnn":
-        return library.RNN(shape.I, shape.H, **options)
+    if shape.cell != "lstm":
+        return {"rnn": library.RNN, "gru": library.GRU}[shape.cell](shape.I, shape.H, **options)
     return library.LSTM(shape.I, shape.H, proj_size=shape.P, **options)
 
 

@@ -34,7 +34,7 @@ def torch_can(job: Job) -> bool:
     """Forward mode over torch.nn.LSTM is not implemented, vmap over torch.nn.RNN fails in an in-place addition."""
     if job.kind == "per_sample":
         return job.shape.cell == "lstm"
-    return job.kind == "double_backward" or job.shape.cell == "rnn"
+    return job.kind == "double_backward" or job.shape.cell != "lstm"
 
 
 def _names(job: Job) -> list[str]:

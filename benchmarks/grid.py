@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-GATES = {"lstm": 4, "rnn": 1}
-MODES = {"lstm": "LSTM", "rnn": "RNN_TANH"}
+GATES = {"lstm": 4, "rnn": 1, "gru": 3}
+MODES = {"lstm": "LSTM", "rnn": "RNN_TANH", "gru": "GRU"}
 SHORTEST = 0.14  # of a packed batch, in units of T: lengths spread evenly from here to T fill 57 % of it
 
 
@@ -15,7 +15,7 @@ SHORTEST = 0.14  # of a packed batch, in units of T: lengths spread evenly from 
 class Shape:
     """One stack of recurrent layers and its input."""
 
-    cell: str  # "lstm" or "rnn" (Elman, tanh)
+    cell: str  # "lstm", "rnn" (Elman, tanh) or "gru"
     T: int
     B: int
     I: int

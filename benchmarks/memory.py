@@ -32,7 +32,7 @@ def _peak_here(job: Job, name: str, device: str, threads: int) -> int:
     module_contender(name, small, make_data(small.shape, device), device).run()  # loads what is loaded once
     contender = module_contender(name, job, make_data(job.shape, device), device)
     gc.collect()
-    return _cuda_peak(contender.run) if device == "cuda" else _resident_peak(contender.run)
+    return _cuda_peak(contender.run) if device == "cuda" else resident_peak(contender.run)
 
 
 def _cuda_peak(run) -> int:
@@ -43,7 +43,7 @@ def _cuda_peak(run) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _resident_peak(run) -> int:
+def resident_peak(run) -> int:
     highest, before = _status_bytes("VmHWM"), _status_bytes("VmRSS")
     run()
     peak = _status_bytes("VmHWM")

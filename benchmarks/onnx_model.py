@@ -31,7 +31,7 @@ def build_model(shape: Shape, weights: Mapping[str, Array], carry: bool) -> Mode
         weights: torch's state_dict.
         carry: take initial states (D,B,H), named "0_" + each of `state_names`; if not, they are zero.
 
-    Source: the operators LSTM and RNN of ONNX, https://onnx.ai/onnx/operators/.
+    Source: the operators LSTM, RNN and GRU of ONNX, https://onnx.ai/onnx/operators/.
     """
     nodes: list[NodeProto] = []
     constants = [numpy_helper.from_array(np.array([0, 0, -1]), "rows")]
@@ -73,6 +73,7 @@ def _layer(shape: Shape, layer: int, parameters: list[str], carry: bool) -> list
         [_y(layer), *parameters, "", *(("0_" + name for name in states) if carry else ())],
         [raw, *("n_" + name for name in states)],
         hidden_size=shape.H,
+        **({"linear_before_reset": 1} if shape.cell == "gru" else {}),
         direction="bidirectional" if shape.D == 2 else "forward",
     )
     swap = helper.make_node("Transpose", [raw], [raw + "t"], perm=[0, 2, 1, 3])

@@ -45,7 +45,7 @@ TITLES = {
     "compile": "torch.compile of forward and backward, and one run",
 }
 NAMES = {"torch": "torch", "onnxruntime": "ONNX Runtime", "plain": "plain", "rnnfast": "rnnfast"}
-CELLS = {"lstm": "LSTM", "rnn": "Elman"}
+CELLS = {"lstm": "LSTM", "rnn": "Elman", "gru": "GRU"}
 
 Cell = str | float
 """A float is a ratio, coloured where there is colour."""

@@ -64,8 +64,8 @@ def _make(name: str, job: Job, data: Data, device: str) -> torch.nn.Module:
 
 
 def make_cell(library: ModuleType, shape: Shape) -> torch.nn.Module:
-    """`library`.LSTMCell or `library`.RNNCell; `rnnfast.convert` gives the same as rnnfast's."""
-    kind = library.LSTMCell if shape.cell == "lstm" else library.RNNCell
+    """`library`.LSTMCell, RNNCell or GRUCell; `rnnfast.convert` gives the same as rnnfast's."""
+    kind = {"lstm": library.LSTMCell, "rnn": library.RNNCell, "gru": library.GRUCell}[shape.cell]
     return kind(shape.I, shape.H, dtype=getattr(torch, shape.dtype))
 
 

@@ -13,7 +13,6 @@ constexpr int max_tile_vectors = 4;
 // Panels of three gates leave room for as many accumulators in four rows, where the vectors are held in place of the
 // rows' numbers: 12 + 3 + 1 of 16.
 constexpr int tall_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? max_tile_rows : 4;
-constexpr int rows_of_tile(int gates) { return gates == 3 ? tall_tile_rows : max_tile_rows; }
 // Rows of a panel that one pass of k takes. The slice stays in the first-level cache while all row tiles use it; with
 // AVX-512, whose 6 rows ask for half as many bytes a cycle, the second level is near enough and fewer passes count
 // more.
@@ -174,8 +173,8 @@ template <bool done_stores = false, class T, class Done>
 void run_product(const Product<T>& p, Done done) {
     if (!p.rows) return;
     // Row tiles of nearly the same height: `longer` ones have a row more than the rest.
-    const int most = rows_of_tile(p.columns.gates);
-    const int64_t row_tiles = (p.rows + most - 1) / most;
+    const int64_t row_tiles = p.columns.gates == 3 ? (p.rows + tall_tile_rows - 1) / tall_tile_rows
+                                                   : (p.rows + max_tile_rows - 1) / max_tile_rows;
     const int64_t tile_rows = p.rows / row_tiles, longer = p.rows % row_tiles;
     const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
     FullTile<T> full;
