@@ -96,7 +96,7 @@ def measure(threads: int) -> list[dict[str, Any]]:
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
     by = {(row["layer"], row["pass"]): row for row in rows}
     short = Table(
-        f"Training steps, T{T} B{B} I{H} H{H}; resets at {RESET_SHARE:.0%} of the steps; unroll with a loss on every state",
+        f"Training steps, T{T} B{B} I{H} H{H}: resets at {RESET_SHARE:.0%} of the steps, a loss on every state",
         ["layer", "plain", "resets", "/ plain", "unroll", "/ plain"],
         [],
         left=1,
