@@ -8,7 +8,7 @@ operators what has no kernel (after one warning). A single step is torch's, too,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,76 +16,12 @@ from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import _step
+from rnnfast import _input, _step
 from rnnfast._autograd import op
-from rnnfast._backends import composite, cuda_sweeps
+from rnnfast._backends import composite
 from rnnfast._backends.cells import BY_MODE
 from rnnfast._backends.types import Constants, Inputs, Stack
 from rnnfast._twins import Twin
-from rnnfast.fallback import warn_once
-
-_CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
-    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
-    autocast is left to torch, says so."""
-    if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
-        if x.is_cpu and weight.is_cpu and x.dtype in op.DTYPES:
-            return True
-        if x.is_cuda and x.device == weight.device and x.dtype in cuda_sweeps.DTYPES and cuda_sweeps.is_built():
-            return True
-    reason = _why_no_kernel(x, weight)
-    if reason is not None:
-        warn_once(reason)
-    return False
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
-    alone."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda_sweeps.is_built())):
-        return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors of floating-point numbers in another dtype, alone or as a list of what was a tuple or list of any type;
-    everything else as it is."""
-    if isinstance(value, (tuple, list)):
-        return [_cast(one, dtype) for one in value]
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
-    """None where nobody needs to know: bad input, which torch refuses, and shapes without numbers."""
-    device = x.device.type
-    if x.is_meta or x.device != weight.device:
-        return None
-    if torch.jit.is_tracing():
-        return "torch.jit.trace"
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return f"autocast to {torch.get_autocast_dtype(device)}"
-    if device == "cuda" and not cuda_sweeps.is_built():
-        return f"{x.dtype} on cuda in this installation (it was not built with RNNFAST_CUDA=on)"
-    return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None
-
-
-def _state_fits(state: object, shape: tuple[int, ...], like: Tensor) -> bool:
-    return (
-        isinstance(state, Tensor) and state.shape == shape and state.dtype == like.dtype and state.device == like.device
-    )
-
-
-def _is_pair(hx: object) -> bool:
-    return isinstance(hx, (tuple, list)) and len(hx) == 2
-
-
-def weights_of(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """The tensors of these names, whatever put them there: parametrizations, pruning, data parallelism."""
-    parameters: dict[str, Any] = module._parameters  # a fifth of the time of getattr on a Module
-    return [parameters[name] if name in parameters else getattr(module, name) for name in names]
 
 
 def _each(f: Callable[[Tensor], Tensor], h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -237,7 +173,7 @@ class Layer(Twin, RNNBase):
         else:
             return None
         weights = self._kernel_weights()
-        dtype = _autocast_dtype(x)
+        dtype = _input.autocast_dtype(x)
         to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
         if dtype is not None and not to_torch:
             x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
@@ -250,7 +186,7 @@ class Layer(Twin, RNNBase):
 
     def _dense_call(self, input: Any, hx: Any, resets: Any, weights: list[Tensor], dtype: torch.dtype | None) -> Call:
         """Time first, batched, states in the order of the batch."""
-        h0, c0 = hx if _is_pair(hx) else (hx, None)
+        h0, c0 = hx if _input.is_pair(hx) else (hx, None)
         order, single = None, False
         if isinstance(input, PackedSequence):
             x, batch_sizes, order, _ = input
@@ -292,15 +228,15 @@ class Layer(Twin, RNNBase):
 
     def _kernel_weights(self) -> list[Tensor]:
         """In the order of `op.recurrent`."""
-        return weights_of(self, self._flat_weights_names)
+        return _input.weights_of(self, self._flat_weights_names)
 
     def _read_resets(self, resets: Tensor | PackedSequence, input: Tensor | PackedSequence) -> Tensor:
         """(T,B), or packed (N)"""
         if isinstance(input, PackedSequence):
-            return _packed_resets(resets, input, self.batch_first)
+            return _input.packed_resets(resets, input, self.batch_first)
         if not isinstance(resets, Tensor):
             raise TypeError(f"resets: expected a Tensor like the input, got {type(resets).__name__}")
-        _check_resets(resets, tuple(input.shape[:-1]), input.device)
+        _input.check_resets(resets, tuple(input.shape[:-1]), input.device)
         if resets.dim() == 1:
             return resets.unsqueeze(1)
         return resets.transpose(0, 1) if self.batch_first else resets
@@ -312,19 +248,19 @@ class Layer(Twin, RNNBase):
 
     def _is_left_to_torch(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Can oneDNN take this call? With 16 bits it is faster than the kernels with 32."""
-        return x.is_cpu and self._is_onednns(dtype) and _CPU_HAS_BFLOAT16
+        return x.is_cpu and self._is_onednns(dtype) and _input.CPU_HAS_BFLOAT16
 
     def _autocast_inputs(self, x: Tensor, hx: Any, weights: Any, dtype: torch.dtype) -> tuple[Tensor, Any, Any]:
         """Rounded as autocast does; on the CPU, whose kernels have no fewer bits, as float32 again."""
         if not x.is_cpu:
-            return _cast(x, dtype), _cast(hx, dtype), _cast(weights, dtype)
-        x, h, weights = (_cast(_cast(value, dtype), torch.float32) for value in (x, hx, weights))
-        keeps_c = _is_pair(hx) and not self._is_onednns(dtype)
-        return x, (h[0], _cast(hx[1], torch.float32)) if keeps_c else h, weights
+            return _input.cast(x, dtype), _input.cast(hx, dtype), _input.cast(weights, dtype)
+        x, h, weights = (_input.cast(_input.cast(value, dtype), torch.float32) for value in (x, hx, weights))
+        keeps_c = _input.is_pair(hx) and not self._is_onednns(dtype)
+        return x, (h[0], _input.cast(hx[1], torch.float32)) if keeps_c else h, weights
 
     def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor, to_torch: bool) -> bool:
         """Is there a kernel for this call, and is everything of the right size?"""
-        if not _has_kernel(x, weight, to_torch):
+        if not _input.has_kernel(x, weight, to_torch):
             return False
         dims = x.dim()
         if dims not in ((2, 3) if batch_sizes is None else (2,)) or x.size(-1) != self.input_size or x.numel() == 0:
@@ -341,8 +277,9 @@ class Layer(Twin, RNNBase):
             batch = (x.size(0 if self.batch_first else 1),)
         shape = (LD, *batch, self.proj_size or self.hidden_size)
         if not BY_MODE[self.mode].has_c:
-            return _state_fits(hx, shape, x)
-        return _is_pair(hx) and _state_fits(hx[0], shape, x) and _state_fits(hx[1], (LD, *batch, self.hidden_size), x)
+            return _input.state_fits(hx, shape, x)
+        shapes = shape, (LD, *batch, self.hidden_size)
+        return _input.is_pair(hx) and all(_input.state_fits(s, size, x) for s, size in zip(hx, shapes, strict=True))
 
     def _step_by_torch(
         self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]
@@ -380,7 +317,7 @@ class Layer(Twin, RNNBase):
         if hx is None:
             return
         has_c = BY_MODE[self.mode].has_c
-        if has_c != _is_pair(hx):
+        if has_c != _input.is_pair(hx):
             raise TypeError(f"hx: expected {'a pair (h_0, c_0)' if has_c else 'a tensor h_0'}, got {type(hx).__name__}")
         batch = 1 if single else int(batch_sizes[0]) if packed else x.size(0 if self.batch_first else 1)  # type: ignore
         LD = self.num_layers * (2 if self.bidirectional else 1)
@@ -405,38 +342,3 @@ class Layer(Twin, RNNBase):
         like = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
         masks = [torch.bernoulli(like, 1 - self.dropout) for _ in range(layers)]
         return torch.stack(masks).div_(1 - self.dropout)
-
-
-def _check_resets(resets: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    if resets.dtype != torch.bool:
-        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
-    if tuple(resets.shape) != shape:
-        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
-    if resets.device != device:
-        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")
-
-
-def _packed_resets(resets: Any, input: PackedSequence, batch_first: bool) -> Tensor:
-    """(N): of a PackedSequence in the same order, or of a padded mask (T,B) in the order before packing."""
-    x, batch_sizes, order, _ = input
-    if isinstance(resets, PackedSequence):
-        same = torch.equal(resets.batch_sizes, batch_sizes) and (
-            order is resets.sorted_indices
-            or (order is not None and resets.sorted_indices is not None and torch.equal(order, resets.sorted_indices))
-        )
-        if not same:
-            raise RuntimeError(
-                "resets: expected a PackedSequence of the same lengths in the same order as the input, got batch_sizes "
-                f"{resets.batch_sizes.tolist()} and sorted_indices {resets.sorted_indices} for {batch_sizes.tolist()} "
-                f"and {order}"
-            )
-        _check_resets(resets.data, (x.size(0),), x.device)
-        return resets.data
-    if not isinstance(resets, Tensor):
-        raise TypeError(f"resets: expected a Tensor or PackedSequence, got {type(resets).__name__}")
-    T, B = batch_sizes.numel(), int(batch_sizes[0])
-    _check_resets(resets, (B, T) if batch_first else (T, B), x.device)
-    mask = resets.transpose(0, 1) if batch_first else resets
-    mask = mask if order is None else mask.index_select(1, order)
-    runs = torch.arange(B, device=x.device) < batch_sizes.to(x.device).unsqueeze(1)  # (T,B)
-    return mask[runs]

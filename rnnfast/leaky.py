@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.rnn import RNNBase
 
-from rnnfast._layer import Layer, weights_of
+from rnnfast._input import weights_of
+from rnnfast._layer import Layer
 
 __all__ = ["LeakyRNN"]
 

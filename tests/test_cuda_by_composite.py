@@ -35,7 +35,7 @@ from test_derivatives import EXAMPLES, K, assert_equal, layer_loss, leaves_of
 from torch.func import grad, jvp, vmap
 
 import rnnfast
-from rnnfast import modules
+from rnnfast import _layer
 from rnnfast._autograd import op
 from rnnfast._backends import cpu, cuda, cuda_call, cuda_sweeps, cudnn, schema, types
 from rnnfast._backends.cells import BY_MODE
@@ -50,7 +50,7 @@ SOME = GRID[::3] + SIZES[::5] + LARGE  # every option, and sizes of each kind
 def through_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors of the CPU take the way of tensors on a GPU."""
     monkeypatch.setattr(schema, "backend_for", lambda x: cuda)
-    monkeypatch.setattr(modules._Layer, "_step_by_torch", lambda *args: None)  # of the CPU's alone
+    monkeypatch.setattr(_layer.Layer, "_step_by_torch", lambda *args: None)  # of the CPU's alone
     calls = []
     check = cuda_call.Call.__init__
     monkeypatch.setattr(cuda_call.Call, "__init__", lambda *args: calls.append(1) or check(*args))

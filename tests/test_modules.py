@@ -25,7 +25,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import fallback, modules
+from rnnfast import _input, fallback
 from rnnfast._autograd import op
 
 pytestmark = [
@@ -520,7 +520,7 @@ def test_fallback(name: str, reason: str, unwarned, kernel_calls: Calls) -> None
     assert not kernel_calls
 
 
-has_bfloat16 = pytest.mark.skipif(not modules._CPU_HAS_BFLOAT16, reason="torch's LSTM refuses bfloat16 on this CPU")
+has_bfloat16 = pytest.mark.skipif(not _input.CPU_HAS_BFLOAT16, reason="torch's LSTM refuses bfloat16 on this CPU")
 
 
 @has_bfloat16
@@ -549,7 +549,7 @@ def test_autocast_by_torch(given: bool, unwarned, kernel_calls: Calls) -> None:
 def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Calls, monkeypatch) -> None:
     """Where torch has no fast kernel: float32 kernels on rounded inputs and weights, to rounded outputs. The dtypes are
     torch's, the errors smaller than torch's, which rounds at every step."""
-    monkeypatch.setattr(modules, "_CPU_HAS_BFLOAT16", False)
+    monkeypatch.setattr(_input, "CPU_HAS_BFLOAT16", False)
     torchs, ours = pair(name, 3, 8, **options)
     x, R = torch.randn(30, 4, 3), options.get("proj_size", 8)
     h, c = torch.randn(1, 4, R), torch.randn(1, 4, 8)
@@ -564,7 +564,7 @@ def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Cal
     grads = [w.grad for w in ours.parameters()]
 
     def rounded(value):
-        return modules._cast(modules._cast(value, dtype), torch.float64)
+        return _input.cast(_input.cast(value, dtype), torch.float64)
 
     exact = copy.deepcopy(torchs).double()
     for w in exact.parameters():
@@ -582,7 +582,7 @@ def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Cal
     # To the last bit: the layer on rounded numbers, its outputs and gradients rounded.
     layer = copy.deepcopy(ours)
     layer.load_state_dict(exact.state_dict())
-    states = modules._cast(states, torch.float32)
+    states = _input.cast(states, torch.float32)
     outputs = tensors(layer(rounded(x).float(), states))
     for a, b in zip(got, outputs, strict=True):
         assert torch.equal(a, b.to(a.dtype))
@@ -591,7 +591,7 @@ def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Cal
         assert torch.equal(a, b.to(dtype).float())
     steps, state = [], states
     for t in range(len(x)):  # as torch's operators do it, without what this CPU's make of it
-        y, state = rounded(exact(rounded(x[t : t + 1]), None if state is None else modules._cast(state, torch.float64)))
+        y, state = rounded(exact(rounded(x[t : t + 1]), None if state is None else _input.cast(state, torch.float64)))
         steps.append(y)
     assert (got[0].double() - truth[0]).abs().max() <= (torch.cat(steps) - truth[0]).abs().max()
     try:

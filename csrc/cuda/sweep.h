@@ -1,5 +1,5 @@
-// The surface of the CUDA extension: one layer's way through time, forward and backward. rnnfast/_backends/composite.py has the
-// same contract in a few lines of Python, rnnfast/_backends/cuda.py what is around it.
+// The surface of the CUDA extension: one layer's way through time, forward and backward. rnnfast/_backends/sweeps.py
+// has the same contract in a few lines of Python, cuda.py beside it what is around it.
 //
 // Dims legend as in ../rnnfast.h; N rows: the (step, sequence) pairs, step by step. Arrays are dense, row-major, on the
 // device, of type Number but for those that say "wide": float64 for float64, float32 for all others. Nothing is

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from rnnfast._autograd.levels import Node, asked_for, is_recorded, is_transformed
 from rnnfast._autograd.vmap import Kind, vmap_rule
-from rnnfast._backends import composite, schema
+from rnnfast._backends import composite, schema, sweeps
 from rnnfast._backends.types import Constants, Inputs, Past, SomeInputs, SomeOutputs, Stack
 from rnnfast.fallback import warn_once
 
@@ -379,7 +379,7 @@ def _gradients_by_composite(
     """Of the arguments after `past` those that are wanted."""
     function, at = _composite_at(node, spec, saved, wanted)
     needed = [d is not None for d in cotangents]
-    with composite.undisturbed(at[0].device):
+    with sweeps.undisturbed(at[0].device):
         _, pull, *_ = torch.func.vjp(lambda *some: tuple(_only(needed, function(*some))), *at)
         return _wanted(wanted, pull(_present(cotangents)))
 
@@ -387,5 +387,5 @@ def _gradients_by_composite(
 def _tangents_by_composite(node: Any, spec: Spec, saved: Any, tangents: Any) -> tuple[Tensor, ...]:
     """Along the tangents of the arguments after `past`."""
     function, at = _composite_at(node, spec, saved, [v is not None for v in tangents])
-    with composite.undisturbed(at[0].device):
+    with sweeps.undisturbed(at[0].device):
         return composite.push_forward(function, at, _present(tangents))[1]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rnnfast._autograd.levels import Node, is_recorded, is_transformed
-from rnnfast._backends import composite, schema
+from rnnfast._backends import composite, schema, sweeps
 from rnnfast._backends.types import Constants, Inner, Inputs, Outputs, Past, SomeOutputs, Stack
 from rnnfast.fallback import warn_once
 
@@ -128,7 +128,7 @@ def _recorded_gradients(
         return tuple(t for t, need in zip(all_of, needed, strict=True) if need)
 
     at = [t for t, want in zip(flat, wanted, strict=True) if want and t is not None]
-    with composite.undisturbed(at[0].device):
+    with sweeps.undisturbed(at[0].device):
         _, pull, *_ = torch.func.vjp(run, *at)
         grads = iter(pull(_present(cotangents)))
     return [next(grads) if want else None for want in wanted]

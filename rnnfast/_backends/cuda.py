@@ -2,7 +2,7 @@
 
 One layer after the other, both directions side by side. What is a product of all rows is one product by torch (W_ih x
 before the time loop, weight gradients and dL/dx after it); the time loop is one call of a sweep, by the extension
-`rnnfast._cuda` (csrc/cuda) or by `composite.py`, which also takes tensors on the CPU: so everything but
+`rnnfast._cuda` (csrc/cuda) or by `sweeps.py`, which also takes tensors on the CPU: so everything but
 `cuda_sweeps.Extension` is tested without a GPU. Second derivatives and forward mode are composite. What cuDNN does
 faster than sweeps (`cudnn.is_cudnns`) is one call of it for the whole stack; everything else works the same after that.
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from rnnfast._backends import composite, cudnn
-from rnnfast._backends.composite import ForwardArrays
 from rnnfast._backends.cuda_backward import BackwardSweep, Gradients
 from rnnfast._backends.cuda_call import Call, Saved
 from rnnfast._backends.groups import second_by_groups
 from rnnfast._backends.sizes import reserve_per_row
+from rnnfast._backends.sweeps import ForwardArrays
 from rnnfast._backends.types import (
     NOTHING,
     Adjoints,

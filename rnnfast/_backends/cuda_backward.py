@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast._backends.composite import BackwardArrays, steps_of
 from rnnfast._backends.cuda_call import Call, Saved, Weights
 from rnnfast._backends.cuda_sweeps import products_as_cudnns
 from rnnfast._backends.sizes import reserve_per_row
+from rnnfast._backends.sweeps import BackwardArrays, steps_of
 from rnnfast._backends.types import Inner, Past, SomeInputs, SomeOutputs
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnnfast._backends import composite, cpu, cuda_sweeps
-from rnnfast._backends.composite import BackwardArrays, ForwardArrays, Sweep
+from rnnfast._backends import cpu, cuda_sweeps, sweeps
 from rnnfast._backends.cuda_sweeps import DTYPES
 from rnnfast._backends.sizes import Arrays, shapes_of, sizes_of_call
+from rnnfast._backends.sweeps import BackwardArrays, ForwardArrays, Sweep
 from rnnfast._backends.types import Constants, Inputs, SomeOutputs, Stack
 
 
@@ -93,7 +93,7 @@ class Call:
         return self._all_dense(what, self.shapes.outputs, outputs)
 
     def empty(self, *shape: int, wide: bool = False) -> Tensor:
-        return self.like.new_empty(shape, dtype=composite.wide(self.like.dtype) if wide else None)
+        return self.like.new_empty(shape, dtype=sweeps.wide(self.like.dtype) if wide else None)
 
     def of_layer(self, tensor: Tensor | None, layer: int) -> Tensor | None:
         """(D,B,...) of states (L*D,B,...)"""

@@ -1,4 +1,4 @@
-"""Who runs one layer's way through time on a GPU: the extension `rnnfast._cuda` (csrc/cuda) or `composite.py`."""
+"""Who runs one layer's way through time on a GPU: the extension `rnnfast._cuda` (csrc/cuda) or `sweeps.py`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnfast._backends import composite
-from rnnfast._backends.composite import BackwardArrays, ForwardArrays, Sweep
+from rnnfast._backends import sweeps
+from rnnfast._backends.sweeps import BackwardArrays, ForwardArrays, Sweep
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -30,15 +30,15 @@ def is_built() -> bool:
 
 
 class Composite:
-    """`composite.py`, in place of the extension."""
+    """`sweeps.py`, in place of the extension."""
 
     @staticmethod
     def forward(s: Sweep, arrays: ForwardArrays) -> None:
-        composite.sweep_forward(s, arrays)
+        sweeps.sweep_forward(s, arrays)
 
     @staticmethod
     def backward(s: Sweep, arrays: BackwardArrays, add: bool) -> None:
-        composite.sweep_backward(s, arrays, add)
+        sweeps.sweep_backward(s, arrays, add)
 
 
 def has_kernel(s: Sweep) -> bool:

@@ -1,0 +1,112 @@
+"""What a layer asks of its input: is there a kernel for such numbers, what does autocast make of them, resets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast._autograd import op
+from rnnfast._backends import cuda_sweeps
+from rnnfast.fallback import warn_once
+
+CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
+    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
+    autocast is left to torch, says so."""
+    if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
+        if x.is_cpu and weight.is_cpu and x.dtype in op.DTYPES:
+            return True
+        if x.is_cuda and x.device == weight.device and x.dtype in cuda_sweeps.DTYPES and cuda_sweeps.is_built():
+            return True
+    reason = _why_no_kernel(x, weight)
+    if reason is not None:
+        warn_once(reason)
+    return False
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
+    alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda_sweeps.is_built())):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors of floating-point numbers in another dtype, alone or as a list of what was a tuple or list of any type;
+    everything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return [cast(one, dtype) for one in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
+    """None where nobody needs to know: bad input, which torch refuses, and shapes without numbers."""
+    device = x.device.type
+    if x.is_meta or x.device != weight.device:
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return f"autocast to {torch.get_autocast_dtype(device)}"
+    if device == "cuda" and not cuda_sweeps.is_built():
+        return f"{x.dtype} on cuda in this installation (it was not built with RNNFAST_CUDA=on)"
+    return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None
+
+
+def state_fits(state: object, shape: tuple[int, ...], like: Tensor) -> bool:
+    return (
+        isinstance(state, Tensor) and state.shape == shape and state.dtype == like.dtype and state.device == like.device
+    )
+
+
+def is_pair(hx: object) -> bool:
+    return isinstance(hx, (tuple, list)) and len(hx) == 2
+
+
+def weights_of(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """The tensors of these names, whatever put them there: parametrizations, pruning, data parallelism."""
+    parameters: dict[str, Any] = module._parameters  # a fifth of the time of getattr on a Module
+    return [parameters[name] if name in parameters else getattr(module, name) for name in names]
+
+
+def check_resets(resets: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if resets.dtype != torch.bool:
+        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
+    if tuple(resets.shape) != shape:
+        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")
+
+
+def packed_resets(resets: Any, input: PackedSequence, batch_first: bool) -> Tensor:
+    """(N): of a PackedSequence in the same order, or of a padded mask (T,B) in the order before packing."""
+    x, batch_sizes, order, _ = input
+    if isinstance(resets, PackedSequence):
+        same = torch.equal(resets.batch_sizes, batch_sizes) and (
+            order is resets.sorted_indices
+            or (order is not None and resets.sorted_indices is not None and torch.equal(order, resets.sorted_indices))
+        )
+        if not same:
+            raise RuntimeError(
+                "resets: expected a PackedSequence of the same lengths in the same order as the input, got batch_sizes "
+                f"{resets.batch_sizes.tolist()} and sorted_indices {resets.sorted_indices} for {batch_sizes.tolist()} "
+                f"and {order}"
+            )
+        check_resets(resets.data, (x.size(0),), x.device)
+        return resets.data
+    if not isinstance(resets, Tensor):
+        raise TypeError(f"resets: expected a Tensor or PackedSequence, got {type(resets).__name__}")
+    T, B = batch_sizes.numel(), int(batch_sizes[0])
+    check_resets(resets, (B, T) if batch_first else (T, B), x.device)
+    mask = resets.transpose(0, 1) if batch_first else resets
+    mask = mask if order is None else mask.index_select(1, order)
+    runs = torch.arange(B, device=x.device) < batch_sizes.to(x.device).unsqueeze(1)  # (T,B)
+    return mask[runs]
