@@ -1,6 +1,6 @@
 """Initialisations for recurrent layers, in place: what makes first-order training of recurrent networks work.
 
-All work on `rnnfast.LSTM`, `RNN`, `LSTMCell`, `RNNCell` and on torch.nn's, for every layer and direction; they run
+All work on rnnfast's and torch.nn's recurrent layers and cells, for every layer and direction; they run
 under no_grad, return their module, and draw from an optional `torch.Generator` (a CPU one, whatever the layer's
 device), in float64, so that a seed gives the same weights in every dtype up to rounding.
 
@@ -72,8 +72,8 @@ class _Weights(NamedTuple):
 
 def _layers(rnn: nn.Module) -> Iterator[_Weights]:
     """The weights of each layer and direction, those of the bottom first."""
-    if not isinstance(rnn, (RNNBase, RNNCellBase)) or isinstance(rnn, (nn.GRU, nn.GRUCell)):
-        raise TypeError(f"rnn should be an LSTM, RNN, LSTMCell or RNNCell, got {type(rnn).__name__}")
+    if not isinstance(rnn, (RNNBase, RNNCellBase)):
+        raise TypeError(f"rnn should be a recurrent layer or cell, got {type(rnn).__name__}")
     suffixes = [""]
     if isinstance(rnn, RNNBase):
         directions = ("", "_reverse") if rnn.bidirectional else ("",)
@@ -187,7 +187,7 @@ def echo_state_(
     the states neither die out nor turn chaotic at once, and gradients reach far back before training has begun. Large
     input weights overwrite what the states hold; small ones take long to be noticed.
 
-    An LSTM has four recurrent matrices; each gate's is drawn and scaled on its own, independently of the others. If the
+    An LSTM has four recurrent matrices, a GRU three; each gate's is drawn and scaled on its own, independently of the others. If the
     layer projects, h_t = W_hr m_t, then what goes around the loop is W_hr times the gate's matrix, and that product
     (P,P) gets the spectral radius; W_hr itself stays as it is.
 
@@ -197,7 +197,7 @@ def echo_state_(
     and the output bias is the mean target (`output_bias_`).
 
     Args:
-        rnn: an LSTM, RNN or cell of rnnfast or torch.nn.
+        rnn: a recurrent layer or cell of rnnfast or torch.nn.
         spectral_radius: largest modulus of an eigenvalue of the recurrent weights, default 1.1.
         nonzero: incoming recurrent weights of a unit, default 15.
         input_scale: standard deviation of the input weights (every layer's), default 0.1. Depends on the task.
@@ -242,7 +242,7 @@ def identity_(rnn: Recurrent, scale: float = 1.0) -> Recurrent:
     times the identity ((H,P), ones where the row is the column, if it projects). Input weights stay as they are.
 
     Raises:
-        TypeError: `rnn` is no LSTM, RNN or cell.
+        TypeError: `rnn` is no recurrent layer or cell.
     """
     values: dict[str, Tensor] = {}
     for layer in _layers(rnn):
@@ -264,7 +264,7 @@ def orthogonal_(rnn: Recurrent, gain: float = 1.0, generator: Generator | None =
     neural networks.
 
     Raises:
-        TypeError: `rnn` is no LSTM, RNN or cell.
+        TypeError: `rnn` is no recurrent layer or cell.
     """
     values: dict[str, Tensor] = {}
     for layer in _layers(rnn):

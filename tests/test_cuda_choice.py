@@ -11,6 +11,7 @@ import torch
 
 from rnnfast._backends import cuda_sweeps, cudnn
 from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.sweeps import Sweep
 from rnnfast._backends.types import Stack
 
 
@@ -45,11 +46,17 @@ def test_what_is_cudnns(monkeypatch: pytest.MonkeyPatch, kernel, waves, T, runs,
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
     stack = Stack(BY_MODE["LSTM"].index, 1, 1, True)
-    call = SimpleNamespace(like=gpu, dropout=None, sizes=SimpleNamespace(T=T), sweep=None, stack=stack)
+    sweep = Sweep(stack.cell_index, 1, 8, 0, T, 1, None, None)
+    call = SimpleNamespace(like=gpu, dropout=None, sizes=SimpleNamespace(T=T), sweep=sweep, stack=stack)
     assert cudnn.is_cudnns(call, True) == cudnns
     assert not cudnn.is_cudnns(SimpleNamespace(**vars(call) | {"dropout": object()}), True)
     unknown = SimpleNamespace(cell=SimpleNamespace(mode="of ours alone"))
     assert not cudnn.is_cudnns(SimpleNamespace(**vars(call) | {"stack": unknown}), True)
+    reset = sweep._replace(resets=torch.zeros(T, dtype=torch.bool))
+    assert not cudnn.is_cudnns(SimpleNamespace(**vars(call) | {"sweep": reset}), True)
+    index = BY_MODE["GRU"].index
+    gru = {"stack": Stack(index, 1, 1, True), "sweep": sweep._replace(cell_index=index)}
+    assert cudnn.is_cudnns(SimpleNamespace(**vars(call) | gru), True)  # has no persistent kernel
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "steps")
     assert not cudnn.is_cudnns(call, True)
 

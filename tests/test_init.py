@@ -21,8 +21,9 @@ LAYERS = {
     "projected": lambda library, **options: library.LSTM(3, 20, proj_size=16, **options),
     "RNNCell": lambda library, **options: library.RNNCell(3, 20, **options),
     "LSTMCell": lambda library, **options: library.LSTMCell(3, 20, **options),
+    "GRU": lambda library, **options: library.GRU(3, 20, num_layers=2, **options),
 }
-LSTMS = [name for name in LAYERS if not name.startswith("RNN")]
+LSTMS = [name for name in LAYERS if not name.startswith(("RNN", "GRU"))]
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 
 
@@ -199,8 +200,14 @@ def test_gate_biases_need_an_lstm_with_biases(function):
     "function",
     [init.echo_state_, init.identity_, init.orthogonal_, init.forget_bias_, lambda rnn: init.chrono_(rnn, 10)],
 )
-@pytest.mark.parametrize("module", [nn.Linear(3, 20), nn.GRU(3, 20), nn.GRUCell(3, 20)])
-def test_other_modules_are_refused(function, module):
+def test_other_modules_are_refused(function):
+    with pytest.raises(TypeError, match="rnn should be a recurrent layer or cell, got Linear"):
+        function(nn.Linear(3, 20))
+
+
+@pytest.mark.parametrize("function", [init.forget_bias_, lambda rnn: init.chrono_(rnn, 10)])
+@pytest.mark.parametrize("module", [rnnfast.GRU(3, 20), nn.GRUCell(3, 20), rnnfast.LeakyRNN(3, 20)])
+def test_a_forget_gate_is_an_lstms(function, module):
     with pytest.raises(TypeError, match=f"rnn should be an LSTM.*, got {type(module).__name__}"):
         function(module)
 

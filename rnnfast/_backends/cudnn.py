@@ -12,7 +12,7 @@ from rnnfast._backends import cuda_sweeps
 from rnnfast._backends.cuda_call import Call
 from rnnfast._backends.types import Outputs, Past, SomeInputs, SomeOutputs
 
-_MODES = {"RNN_RELU": 0, "RNN_TANH": 1, "LSTM": 2}  # that cuDNN has, as it counts them
+_MODES = {"RNN_RELU": 0, "RNN_TANH": 1, "LSTM": 2, "GRU": 3}  # that cuDNN has, as it counts them
 _SHORT = 8  # steps
 _MANY_WAVES = 8
 
@@ -26,18 +26,21 @@ def is_cudnns(call: Call, keep: bool) -> bool:
     the library and one launch. Where the groups of a large batch go by many turns, one product for all of them fills
     the card. A few steps do not pay for the copy of the weights that cuDNN wants.
 
-    Dropout's masks are drawn before the call, which cuDNN does not take between its layers.
+    Dropout's masks are drawn before the call, which cuDNN does not take between its layers; it knows no resets. What
+    has no persistent kernel (GRU) is cuDNN's at any length.
     """
-    x = call.like
-    if not x.is_cuda or cuda_sweeps.forced() or call.dropout is not None or call.stack.cell.mode not in _MODES:
+    x, sweep = call.like, call.sweep
+    if not x.is_cuda or cuda_sweeps.forced() or call.dropout is not None or sweep.resets is not None:
+        return False
+    if call.stack.cell.mode not in _MODES:
         return False
     if not (torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled):
         return False
     extension = cuda_sweeps.load_extension()
-    if not extension.runs_on(x.device.index):
+    if not extension.runs_on(x.device.index) or not cuda_sweeps.has_kernel(sweep):
         return True
     with cuda_sweeps.on_device_of(x):
-        plans = [extension.plan(call.sweep, x, backward) for backward in (False, True)[: 1 + keep]]
+        plans = [extension.plan(sweep, x, backward) for backward in (False, True)[: 1 + keep]]
     slow = any(plan.kernel == "steps" or plan.waves > _MANY_WAVES for plan in plans)
     return slow and call.sizes.T > _SHORT
 
