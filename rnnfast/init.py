@@ -188,8 +188,8 @@ def echo_state_(
     input weights overwrite what the states hold; small ones take long to be noticed.
 
     An LSTM has four recurrent matrices, a GRU three; each gate's is drawn and scaled on its own, independently of the
-    others. If the layer projects, h_t = W_hr m_t, then what goes around the loop is W_hr times the gate's matrix, and that product
-    (P,P) gets the spectral radius; W_hr itself stays as it is.
+    others. If the layer projects, h_t = W_hr m_t, then what goes around the loop is W_hr times the gate's matrix, and
+    that product (P,P) gets the spectral radius; W_hr itself stays as it is.
 
     Source: Sutskever, Martens, Dahl & Hinton (2013), On the importance of initialization and momentum in deep
     learning, section 4 and table 4: H=100 tanh units, 15 incoming weights, spectral radius 1.1, input scale 0.001 for
