@@ -33,6 +33,8 @@ def has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
     alone."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     device = x.device.type
     if x.dtype == torch.float64 or not (x.is_cpu or (x.is_cuda and cuda_sweeps.is_built())):
         return None

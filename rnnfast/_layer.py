@@ -179,21 +179,23 @@ class Layer(Twin, RNNBase):
             x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
         if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
             return None
-        if batch_sizes is not None:
-            input = input._replace(data=x) if dtype is not None else input
-            return self._dense_call(input, hx, resets, weights, dtype)
-        return self._dense_call(x, hx, resets, weights, dtype)
+        if batch_sizes is None:
+            input = x
+        elif dtype is not None:
+            input = input._replace(data=x)
+        return self._dense_call(input, hx, resets, weights, dtype)
 
     def _dense_call(self, input: Any, hx: Any, resets: Any, weights: list[Tensor], dtype: torch.dtype | None) -> Call:
         """Time first, batched, states in the order of the batch."""
-        h0, c0 = hx if _input.is_pair(hx) else (hx, None)
-        order, single = None, False
+        h0, c0 = (None, None) if hx is None else hx if _input.is_pair(hx) else (hx, None)
+        single = False
         if isinstance(input, PackedSequence):
             x, batch_sizes, order, _ = input
             if h0 is not None and order is not None:
                 h0, c0 = _each(lambda state: state.index_select(1, order), h0, c0)
         else:
-            x, batch_sizes, single = input, None, input.dim() == 2
+            x, batch_sizes = input, None
+            single = x.dim() == 2
             if single:
                 x = x.unsqueeze(1)  # (T,I) -> (T,1,I)
                 if h0 is not None:
@@ -278,8 +280,9 @@ class Layer(Twin, RNNBase):
         shape = (LD, *batch, self.proj_size or self.hidden_size)
         if not BY_MODE[self.mode].has_c:
             return _input.state_fits(hx, shape, x)
-        shapes = shape, (LD, *batch, self.hidden_size)
-        return _input.is_pair(hx) and all(_input.state_fits(s, size, x) for s, size in zip(hx, shapes, strict=True))
+        if not (_input.is_pair(hx) and _input.state_fits(hx[0], shape, x)):
+            return False
+        return _input.state_fits(hx[1], (LD, *batch, self.hidden_size), x)
 
     def _step_by_torch(
         self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]

@@ -34,6 +34,8 @@ def by_torch(
     faster."""
     if torch.compiler.is_compiling():
         return _by_cells(layer, x, h0, c0, weights) if layer.mode in _CELLS else None
+    if not torch.is_grad_enabled():
+        return None
     run = _RECORDED.get(layer.mode)
     if run is None or layer.num_layers > 1 or layer.bidirectional or not op.leaves_mere_graph((x, h0, *weights)):
         return None

@@ -41,6 +41,8 @@ from rnnfast._backends.types import (
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 DTYPES = tuple(_SUFFIX)
+# Of each dtype, memory for results of a user's, and for what is none.
+_EMPTY = {dtype: (partial(memory.empty, dtype), partial(memory.empty, dtype, slack=0.25)) for dtype in DTYPES}
 _FORWARD = {dtype: getattr(_C, f"forward_{name}") for dtype, name in _SUFFIX.items()}
 _FORWARD_DUAL = {dtype: getattr(_C, f"forward_dual_{name}") for dtype, name in _SUFFIX.items()}
 _BACKWARD = {dtype: getattr(_C, f"backward_{name}") for dtype, name in _SUFFIX.items()}
@@ -141,8 +143,7 @@ class _Call:
             self.shapes = shapes_of(self.sizes, self.dtype)
         shapes = self.shapes
         # No methods of its own: a call that refers to itself keeps its tensors until the garbage collector comes.
-        self.pooled_empty = partial(memory.empty, self.dtype)
-        self.own_empty = partial(memory.empty, self.dtype, slack=0.25)  # what is no result of a user's
+        self.pooled_empty, self.own_empty = _EMPTY[self.dtype]
         self.new_empty = self.pooled_empty if shapes.large else x.new_empty
         self.inputs, self.inputs_at = self.dense_inputs("", inputs.flat())
         self.dropout = None if dropout is None else dense("dropout_masks", dropout, shapes.dropout, self.dtype)
