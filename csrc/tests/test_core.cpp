@@ -461,6 +461,39 @@ void check_pre_activations(const Case& which, int threads) {
     expect(error <= 1e-14, "tangents of z", which.name, 8, threads, error);
 }
 
+// A tangent is linear in the direction: it is the sum of those along its arrays, each with nothing beside it.
+void check_parts(const Case& which, int threads) {
+    const Shape s = which.shape();
+    Arrays<double> a(which, 14), v(which, 15);
+    v.dropout = a.dropout;
+    a.forward(s, threads, true);
+    const Tangent<double> whole = v.direction(s);
+    rnnfast::tangent<double>(s, a.past(s), whole, nullptr, threads);
+    Numbers<double> rest = v.y;
+    const auto subtract = [&](const Tangent<double>& part) {
+        rnnfast::tangent<double>(s, a.past(s), part, nullptr, threads);
+        for (size_t i = 0; i < rest.size(); ++i) rest[i] -= v.y[i];
+    };
+    Tangent<double> nothing = whole;
+    nothing.x = nothing.h0 = nothing.c0 = nullptr;
+    nothing.parameters.assign(whole.parameters.size(), {});
+    for (const auto array : {&Tangent<double>::x, &Tangent<double>::h0, &Tangent<double>::c0}) {
+        Tangent<double> part = nothing;
+        part.*array = whole.*array;
+        subtract(part);
+    }
+    using P = Parameters<const double*>;
+    for (const auto array : {&P::w_ih, &P::w_hh, &P::b_ih, &P::b_hh, &P::w_hr, &P::unit}) {
+        Tangent<double> part = nothing;
+        for (size_t i = 0; i < whole.parameters.size(); ++i) part.parameters[i].*array = whole.parameters[i].*array;
+        subtract(part);
+    }
+    double error = 0, scale = 1;
+    for (const double value : v.y) scale = larger(scale, std::abs(value));
+    for (const double value : rest) error = larger(error, std::abs(value));
+    expect(error <= 1e-12 * scale, "parts of a tangent", which.name, 8, threads, error);
+}
+
 // Values with tangents of x, h0 and c0 in one pass: the same bits as in two.
 template <class T>
 void check_dual(const Case& which, int threads) {
@@ -665,6 +698,7 @@ int main() {
                 if (std::string(which.cell).find("relu") == std::string::npos)
                     check_second(which, threads);  // relu bends where no difference is small
                 check_pre_activations(which, threads);
+                check_parts(which, threads);
                 check_dual<float>(which, threads);
                 check_dual<double>(which, threads);
                 check_groups(which, threads);
