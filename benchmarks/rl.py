@@ -1,27 +1,28 @@
-"""RecurrentPPO's frames a second on CartPole: sb3-contrib's MlpLstmPolicy beside rnnfast's.
+"""RecurrentPPO's frames a second on CartPole: sb3-contrib's MlpLstmPolicy, rnnfast's, and rnnfast's RecurrentPPO.
 
     python -m benchmarks.rl [--threads N] [--json FILE] [--markdown FILE]
 
 Eight environments of 128 steps, in which episodes end after some twenty steps. `train` is an epoch over that rollout,
-`collect_rollouts` the rollout itself, a step at a time; both with everything that sb3-contrib does around the LSTMs.
+`collect` the rollout itself, a step at a time; both with everything that sb3-contrib does around the LSTMs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.ppo_recurrent import MlpLstmPolicy
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from torch import Tensor
@@ -36,7 +37,11 @@ from benchmarks.results import Row
 from benchmarks.run import TOLERANCES, find_failures
 from benchmarks.timing import Timing, cpu_timer, time_in_turns
 
-POLICIES = {"sb3-contrib": MlpLstmPolicy, "rnnfast": rnnfast.rl.sb3.MlpLstmPolicy}
+ALGORITHMS = {  # each with its policy; the last one does not pad
+    "sb3-contrib": (RecurrentPPO, MlpLstmPolicy),
+    "rnnfast policy": (RecurrentPPO, rnnfast.rl.sb3.MlpLstmPolicy),
+    "rnnfast": (rnnfast.rl.sb3.RecurrentPPO, rnnfast.rl.sb3.MlpLstmPolicy),
+}
 T, B = 128, 8  # steps of a rollout, environments
 
 
@@ -46,56 +51,60 @@ class Size:
 
     H: int
     L: int
-    frames: int
+    N: int
 
 
 SIZES = (Size(64, 1, 128), Size(256, 1, 128), Size(256, 2, 128), Size(64, 1, 1024), Size(256, 1, 1024))
-PASSES = ("train", "collect_rollouts")
+PASSES = ("train", "collect")
 
 
 class Learner:
     """A model with a rollout to learn from. The same seed: the same weights, environments and actions."""
 
-    def __init__(self, policy: type, size: Size) -> None:
-        self.model = RecurrentPPO(
+    def __init__(self, algorithm: type[RecurrentPPO], policy: type, size: Size) -> None:
+        self.model = algorithm(
             policy,
             make_vec_env("CartPole-v1", n_envs=B, seed=0),
             n_steps=T,
-            batch_size=size.frames,
+            batch_size=size.N,
             n_epochs=1,
             seed=0,
             device="cpu",
             policy_kwargs={"lstm_hidden_size": size.H, "n_lstm_layers": size.L},
         )
         _, self.callback = self.model._setup_learn(T * B, ConvertCallback(None))
-        self.collect_rollouts()
+        self.collect()
 
-    def collect_rollouts(self) -> None:
+    def collect(self) -> None:
         self.model.collect_rollouts(self.model.env, self.callback, self.model.rollout_buffer, T)
 
     def train(self) -> None:
         self.model.train()
 
-    def evaluated(self, batch: Any) -> dict[str, Tensor]:
-        """What a minibatch gives, and the gradients of the parameters."""
-        policy = self.model.policy
+    def evaluated(self, rollout: RolloutBuffer) -> dict[str, Tensor]:
+        """What a minibatch of a rollout gives, and the gradients of the parameters."""
+        buffer, policy = copy.deepcopy(rollout), self.model.policy
+        buffer.__class__ = type(self.model.rollout_buffer)
+        np.random.seed(0)  # the same minibatch for every learner
+        batch = next(buffer.get(self.model.batch_size))
         policy.set_training_mode(True)
         values, log_prob, entropy = policy.evaluate_actions(
             batch.observations, batch.actions.long().flatten(), batch.lstm_states, batch.episode_starts
         )
+        outputs = {"values": values.flatten(), "log_prob": log_prob, "entropy": entropy}
+        outputs = {name: a[batch.mask > 0] for name, a in outputs.items()}
         policy.zero_grad()
-        (values.square().mean() + log_prob.mean() + entropy.mean()).backward()
+        torch.stack([a.square().mean() for a in outputs.values()]).sum().backward()
         gradients = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
-        return {"values": values.detach(), "log_prob": log_prob.detach(), "entropy": entropy.detach(), **gradients}
+        return {name: a.detach() for name, a in outputs.items()} | gradients
 
 
 def compare(size: Size, budget_s: float) -> list[Row]:
-    """The rows of a size, two for each pass."""
-    learners = {name: Learner(policy, size) for name, policy in POLICIES.items()}
-    np.random.seed(0)
-    batch = next(learners["sb3-contrib"].model.rollout_buffer.get(size.frames))
+    """The rows of a size, three for each pass."""
+    learners = {name: Learner(*parts, size) for name, parts in ALGORITHMS.items()}
+    rollout = learners["sb3-contrib"].model.rollout_buffer
     checked = [
-        Contender(name, learner.train, lambda learner=learner: learner.evaluated(batch))
+        Contender(name, learner.train, lambda learner=learner: learner.evaluated(rollout))
         for name, learner in learners.items()
     ]
     failures = find_failures(checked, TOLERANCES["float32", "cpu"])
@@ -110,7 +119,7 @@ def compare(size: Size, budget_s: float) -> list[Row]:
 def _row(size: Size, what: str, name: str, timings: dict[str, Timing], failure: str) -> Row:
     timing = timings[name]
     row: Row = {"cell": "lstm", "pass": what, "impl": name, "T": T, "B": B, "I": 4, "H": size.H, "L": size.L, "D": 1}
-    row |= {"dtype": "float32", "device": "cpu", "shape": f"H{size.H} L{size.L} frames{size.frames}"}
+    row |= {"dtype": "float32", "device": "cpu", "shape": f"H{size.H} L{size.L} N{size.N}"}
     row |= {"median_s": timing.median_s, "iqr_s": timing.iqr_s, "samples": timing.samples, "check": failure or "ok"}
     return row | {
         "frames_per_s": T * B / timing.median_s,
@@ -120,12 +129,13 @@ def _row(size: Size, what: str, name: str, timings: dict[str, Timing], failure: 
 
 def table(rows: Sequence[Row]) -> Table:
     lines: list[list[Cell]] = []
-    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
-        rates = [f"{row['frames_per_s']:.0f} ({row['iqr_s'] / row['median_s']:.0%})" for row in (theirs, ours)]
-        ratio = ours["ratio_vs_sb3-contrib"] if ours["check"] == "ok" else "wrong"
-        lines.append([ours["pass"], ours["shape"], *rates, ratio])
+    for k in range(0, len(rows), len(ALGORITHMS)):
+        job = rows[k : k + len(ALGORITHMS)]
+        rates = [f"{row['frames_per_s']:.0f} ({row['iqr_s'] / row['median_s']:.0%})" for row in job]
+        ratios = [row["ratio_vs_sb3-contrib"] if row["check"] == "ok" else "wrong" for row in job[1:]]
+        lines.append([job[0]["pass"], job[0]["shape"], *rates, *ratios])
     title = f"RecurrentPPO, frames a second, T{T} and {B} environments"
-    return Table(title, ["", "", "sb3-contrib", "rnnfast", "ratio"], lines)
+    return Table(title, ["", "", *ALGORITHMS, "ratio, policy", "ratio, rnnfast"], lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

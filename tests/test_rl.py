@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -107,20 +111,21 @@ def environment(spaces: Any) -> Callable[..., Any]:
     return make
 
 
-def learned(policy: Any, env: Any, **policy_kwargs: Any) -> Any:
+def learned(policy: Any, env: Any, algorithm: Any = None, **policy_kwargs: Any) -> Any:
     """A model after a rollout of 3 times 24 steps and an update of two epochs, in batches that cut episodes in two."""
     from sb3_contrib import RecurrentPPO
 
+    algorithm = algorithm or RecurrentPPO
     kwargs = {"optimizer_class": torch.optim.SGD, "lstm_hidden_size": 20} | policy_kwargs
-    model = RecurrentPPO(
+    model = algorithm(
         policy, env, n_steps=24, batch_size=40, n_epochs=2, seed=0, device="cpu", policy_kwargs=kwargs, gae_lambda=0.9
     )
     return model.learn(72)
 
 
-def batches(model: Any) -> Iterator[Any]:
+def batches(buffer: Any) -> list[Any]:
     np.random.seed(1)
-    return model.rollout_buffer.get(40)
+    return list(buffer.get(40))
 
 
 def in_float64(policy: Any) -> Any:
@@ -135,13 +140,14 @@ def in_float64(policy: Any) -> Any:
     return policy
 
 
-def double(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(state.double() for state in states)
+def in_double(states: Any) -> Any:
+    h, c = (state.double() for state in states[:2])
+    return states._replace(h=h, c=c) if hasattr(states, "_replace") else (h, c)
 
 
 def evaluated(policy: Any, batch: Any) -> Results:
     """Values, log-probabilities and entropies of a batch, and the gradients of all parameters."""
-    states = batch.lstm_states._replace(pi=double(batch.lstm_states.pi), vf=double(batch.lstm_states.vf))
+    states = batch.lstm_states._replace(pi=in_double(batch.lstm_states.pi), vf=in_double(batch.lstm_states.vf))
     actions = batch.actions.double() if policy.action_space.shape else batch.actions.long().flatten()
     values, log_prob, entropy = policy.evaluate_actions(batch.observations, actions, states, batch.episode_starts)
     mask = batch.mask > 0
@@ -187,12 +193,18 @@ def test_evaluation(
     assert ours.load_state_dict(model.policy.state_dict(), strict=True)
     theirs, ours = in_float64(model.policy), in_float64(ours)
     lstms = 2 if critic == "separate" else 1
-    for batch in batches(model):
+    unpadded = deepcopy(model.rollout_buffer)
+    unpadded.__class__ = type(rnnfast.rl.sb3.RecurrentPPO(name, env, n_steps=24, device="cpu").rollout_buffer)
+    for batch, few in zip(batches(model.rollout_buffer), batches(unpadded), strict=True):
         assert batch.lstm_states.pi[0].size(1) > 1 and batch.episode_starts.any() and not batch.mask.all()
         truth = evaluated(theirs, batch)
         with mock.patch.object(op, "recurrent", wraps=op.recurrent) as recurrent:
             assert float64_failures(evaluated(ours, batch), truth) == []
         assert recurrent.call_count == lstms
+        assert few.mask.all() and len(few.mask) == batch.mask.sum()
+        assert float64_failures(evaluated(ours, few), truth) == []
+        assert float64_failures(evaluated(rnnfast.revert(ours), few), truth) == []
+        rnnfast.convert(ours)
 
 
 @pytest.mark.parametrize("starts", ["none", "first", "within", "every"])
@@ -233,7 +245,7 @@ def after(model: Any) -> Results:
     )
 
 
-def test_learning_in_float32(observations: dict[str, Any], environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_in_float32(observations: dict[str, Any], environment: Any) -> None:
     """A rollout and an update from one seed end where theirs end, as near as theirs do from weights that are moved by
     one unit of the last place."""
     from sb3_contrib.ppo_recurrent import MlpLstmPolicy
@@ -245,18 +257,20 @@ def test_learning_in_float32(observations: dict[str, Any], environment: Any, mon
                 for weight in self.parameters():
                     weight *= 1 + ULP32 * torch.from_numpy(random.choice((-1.0, 1.0), weight.shape))
 
-    def run(policy: Any) -> Results:
-        return after(learned(policy, environment(observations["MlpLstmPolicy"]), n_lstm_layers=2))
+    def run(policy: Any, algorithm: Any = None) -> Results:
+        return after(learned(policy, environment(observations["MlpLstmPolicy"]), algorithm, n_lstm_layers=2))
 
-    truth, ours = run(MlpLstmPolicy), run(rnnfast.rl.sb3.MlpLstmPolicy)
+    truth = run(MlpLstmPolicy)
     moved = dict.fromkeys(truth, 0.0)
     for seed in range(4):
         random = np.random.default_rng(seed)
         near = run(Moved)
         moved = {name: max(moved[name], error(near[name], truth[name])) for name in truth}
-    assert moved["actions"] == error(ours["actions"], truth["actions"]) == 0
+    assert moved["actions"] == 0
     allowed = {name: 2 * moved[name] + ULP32 * scale(truth[name]) for name in truth}
-    assert [name for name in truth if not error(ours[name], truth[name]) <= allowed[name]] == []
+    algorithm = rnnfast.rl.sb3.RecurrentPPO
+    for ours in run(rnnfast.rl.sb3.MlpLstmPolicy), run("MlpLstmPolicy", algorithm), run(MlpLstmPolicy, algorithm):
+        assert [name for name in truth if not error(ours[name], truth[name]) <= allowed[name]] == []
 
 
 def test_models_are_saved_and_loaded(observations: dict[str, Any], environment: Any, tmp_path: Any) -> None:
@@ -282,6 +296,9 @@ def test_models_are_saved_and_loaded(observations: dict[str, Any], environment: 
         assert not any(a.equal(b) for a, b in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True))
     ours.save(tmp_path / "ours")
     assert type(RecurrentPPO.load(tmp_path / "ours", device="cpu").policy) is policy  # by its name
+    unpadded = rnnfast.rl.sb3.RecurrentPPO.load(tmp_path / "ours", env=env, device="cpu")
+    unpadded.learn(72, reset_num_timesteps=False)
+    assert all(batch.mask.all() for batch in unpadded.rollout_buffer.get(40))
 
 
 def test_a_policy_alone_is_saved_and_loaded(observations: dict[str, Any], tmp_path: Any) -> None:
@@ -469,3 +486,36 @@ def test_in_an_environment(name: str, theirs: Any) -> None:
     assert unroll.call_count == 1
     moved = 60 * 16 * ULP32  # sums of sixteen products, a step after the other
     assert error(at_once["features"].numpy(), data["features"].numpy()) <= moved
+
+
+# -------------------------------------------------------------------------------------------- benchmark
+
+
+def test_benchmark(spaces: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("rich")
+    from benchmarks import rl
+
+    monkeypatch.setattr(rl, "SIZES", (rl.Size(8, 1, 12),))
+    monkeypatch.setattr(rl, "T", 6)
+    path = tmp_path / "rl.json"
+    arguments = ["--threads", "1", "--seconds", "0", "--json", str(path), "--markdown", str(tmp_path / "rl.md")]
+    assert rl.main(arguments) == 0
+    data = json.loads(path.read_text())
+    assert data["env"]["command"] == shlex.join(["python", "-m", "benchmarks.rl", *arguments])
+    assert data["env"]["versions"]["sb3-contrib"] and len(data["results"]) == 2 * 3
+    for k, row in enumerate(data["results"]):
+        first = data["results"][k // 3 * 3]
+        assert row["impl"] == list(rl.ALGORITHMS)[k % 3] and row["check"] == "ok"
+        assert row["frames_per_s"] == pytest.approx(6 * 8 / row["median_s"])
+        assert row["ratio_vs_sb3-contrib"] == pytest.approx(first["median_s"] / row["median_s"])
+    assert "| train | H8 L1 N12 |" in (tmp_path / "rl.md").read_text()
+
+    class Wrong(rnnfast.rl.sb3.MlpLstmPolicy):
+        @staticmethod
+        def _process_sequence(*arguments: Any) -> Any:
+            output, states = rnnfast.rl.sb3.MlpLstmPolicy._process_sequence(*arguments)
+            return 1.01 * output, states
+
+    monkeypatch.setitem(rl.ALGORITHMS, "rnnfast policy", (rl.RecurrentPPO, Wrong))
+    assert rl.main(arguments) == 1
+    assert "WRONG train H8 L1 N12: values: off by" in capsys.readouterr().out

@@ -8,28 +8,53 @@ theirs: arguments (`policy_kwargs`), parameters and their names, results, saved 
 saved with their policy:
 
     RecurrentPPO.load(path, custom_objects={"policy_class": rnnfast.rl.sb3.MlpLstmPolicy})
+
+Faster still is to change the algorithm as well,
+
+    rnnfast.rl.sb3.RecurrentPPO("MlpLstmPolicy", env)    # was sb3_contrib.RecurrentPPO("MlpLstmPolicy", env)
+
+which learns the same from minibatches that are not padded: theirs fill every episode up to the length of the longest.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._layer import Layer
 from rnnfast.convert import convert
 
 try:
+    import sb3_contrib
+    from gymnasium.spaces import Dict
+    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
     from sb3_contrib.common.recurrent.policies import (
         RecurrentActorCriticCnnPolicy,
         RecurrentActorCriticPolicy,
         RecurrentMultiInputActorCriticPolicy,
     )
+    from sb3_contrib.common.recurrent.type_aliases import (
+        RecurrentDictRolloutBufferSamples,
+        RecurrentRolloutBufferSamples,
+        RNNStates,
+    )
 except ModuleNotFoundError as error:
     raise ImportError("rnnfast.rl.sb3 needs sb3-contrib: pip install 'rnnfast[rl]'") from error
 
-__all__ = ["CnnLstmPolicy", "MlpLstmPolicy", "MultiInputLstmPolicy"]
+__all__ = ["CnnLstmPolicy", "MlpLstmPolicy", "MultiInputLstmPolicy", "RecurrentPPO"]
+
+
+class _Packed(NamedTuple):
+    """The states where B sequences begin, the longest first, and how N frames, sequence after sequence, are packed."""
+
+    h: Tensor  # (L,B,H)
+    c: Tensor  # (L,B,H)
+    rows: Tensor  # (N): of the frames, in the order of a PackedSequence
+    batch_sizes: Tensor  # (T)
 
 
 class MlpLstmPolicy(RecurrentActorCriticPolicy):
@@ -54,6 +79,8 @@ class MlpLstmPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[Tensor, Any]:
         """Features (B*T,I), one sequence after the other, states (L,B,H) and episode_starts (B*T), 1 where an episode
         begins -> output (B*T,H), states."""
+        if isinstance(lstm_states, _Packed):
+            return _run_packed(features, lstm_states, episode_starts, lstm)
         if not isinstance(lstm, Layer):  # reverted
             return RecurrentActorCriticPolicy._process_sequence(features, lstm_states, episode_starts, lstm)
         B = lstm_states[0].size(1)
@@ -77,3 +104,72 @@ class MultiInputLstmPolicy(MlpLstmPolicy, RecurrentMultiInputActorCriticPolicy):
     Args:
         all of sb3_contrib's `RecurrentMultiInputActorCriticPolicy`, with the same defaults.
     """
+
+
+def _run_packed(features: Tensor, states: _Packed, episode_starts: Tensor, lstm: torch.nn.LSTM) -> tuple[Tensor, Any]:
+    """Features (N,I), episode_starts (N), 1 at the first frames of some sequences and nowhere else -> output (N,H)."""
+    h, c, rows, batch_sizes = states
+    begins = episode_starts[rows[: h.size(1)]].bool().view(1, -1, 1)
+    hx = h.masked_fill(begins, 0), c.masked_fill(begins, 0)
+    output, last = lstm(PackedSequence(features[rows], batch_sizes), hx)
+    return output.data[rows.argsort()], last
+
+
+def _frames(buffer: Any, chosen: np.ndarray, env_change: np.ndarray, make: type) -> Any:
+    """A minibatch of a buffer's frames, chosen (N), as sb3-contrib gives it, without padding."""
+    begins = (buffer.episode_starts[chosen] + env_change[chosen]).flatten() > 0  # (N)
+    begins[0] = True
+    first = np.flatnonzero(begins)  # (B)
+    lengths = np.diff(first, append=len(begins))
+    first, lengths = (a[np.argsort(-lengths, kind="stable")] for a in (first, lengths))
+    t = np.arange(lengths[0])[:, None]
+    runs = t < lengths  # (T,B)
+    rows, batch_sizes = buffer.to_torch((first + t)[runs]), torch.from_numpy(runs.sum(1))
+
+    def states(h: np.ndarray, c: np.ndarray) -> _Packed:  # (N,L,H)
+        h0, c0 = (buffer.to_torch(a[chosen[first]]).transpose(0, 1).contiguous() for a in (h, c))
+        return _Packed(h0, c0, rows, batch_sizes)
+
+    pi = states(buffer.hidden_states_pi, buffer.cell_states_pi)
+    vf = states(buffer.hidden_states_vf, buffer.cell_states_vf)
+    x, take = buffer.observations, lambda a: buffer.to_torch(a[chosen])
+    observations = {key: take(a) for key, a in x.items()} if isinstance(x, dict) else take(x)
+    values = (take(a).flatten() for a in (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns))
+    starts = take(buffer.episode_starts).flatten()
+    return make(observations, take(buffer.actions), *values, RNNStates(pi, vf), starts, torch.ones_like(starts))
+
+
+class _RolloutBuffer(RecurrentRolloutBuffer):
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray, env_change: np.ndarray, env: Any = None
+    ) -> Any:
+        return _frames(self, batch_inds, env_change, RecurrentRolloutBufferSamples)
+
+
+class _DictRolloutBuffer(RecurrentDictRolloutBuffer):
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray, env_change: np.ndarray, env: Any = None
+    ) -> Any:
+        return _frames(self, batch_inds, env_change, RecurrentDictRolloutBufferSamples)
+
+
+class RecurrentPPO(sb3_contrib.RecurrentPPO):
+    """sb3-contrib's RecurrentPPO with rnnfast's policies, on minibatches without padding: the same frames in the same
+    order, hence the same losses and gradients but for rounding.
+
+    Args:
+        all of sb3_contrib's `RecurrentPPO`, with the same defaults; the policies' names mean those of this module. With
+            any other policy it is theirs.
+    """
+
+    policy_aliases: ClassVar[dict[str, Any]] = {
+        "MlpLstmPolicy": MlpLstmPolicy,
+        "CnnLstmPolicy": CnnLstmPolicy,
+        "MultiInputLstmPolicy": MultiInputLstmPolicy,
+    }
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if getattr(self.policy, "_process_sequence", None) is MlpLstmPolicy._process_sequence:
+            buffer = _DictRolloutBuffer if isinstance(self.observation_space, Dict) else _RolloutBuffer
+            self.rollout_buffer.__class__ = buffer  # a subclass of what it is, with no state of its own
