@@ -301,6 +301,25 @@ def test_models_are_saved_and_loaded(observations: dict[str, Any], environment: 
     assert all(batch.mask.all() for batch in unpadded.rollout_buffer.get(40))
 
 
+def test_own_ways_to_evaluate_a_batch_get_it_padded(observations: dict[str, Any], environment: Any) -> None:
+    ours = rnnfast.rl.sb3.MlpLstmPolicy
+
+    class Evaluates(ours):
+        def evaluate_actions(self, *arguments: Any) -> Any:
+            return super().evaluate_actions(*arguments)
+
+    class Processes(ours):
+        _process_sequence = staticmethod(lambda *arguments: ours._process_sequence(*arguments))
+
+    class Neither(ours):
+        pass
+
+    env = environment(observations["MlpLstmPolicy"])
+    for policy, padded in ((Evaluates, True), (Processes, True), (Neither, False), ("MlpLstmPolicy", False)):
+        model = learned(policy, env, rnnfast.rl.sb3.RecurrentPPO)
+        assert any(not batch.mask.all() for batch in batches(model.rollout_buffer)) == padded
+
+
 def test_a_policy_alone_is_saved_and_loaded(observations: dict[str, Any], tmp_path: Any) -> None:
     space = observations["MlpLstmPolicy"]
     from gymnasium.spaces import Discrete

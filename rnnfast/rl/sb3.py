@@ -159,7 +159,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     Args:
         all of sb3_contrib's `RecurrentPPO`, with the same defaults; the policies' names mean those of this module. With
-            any other policy it is theirs.
+            other policies, or subclasses that evaluate batches in their own way, minibatches are padded as theirs.
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {
@@ -170,6 +170,7 @@ class RecurrentPPO(sb3_contrib.RecurrentPPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if getattr(self.policy, "_process_sequence", None) is MlpLstmPolicy._process_sequence:
+        own = ("_process_sequence", "evaluate_actions")  # they must know what comes without padding
+        if all(getattr(self.policy_class, name) is getattr(MlpLstmPolicy, name) for name in own):
             buffer = _DictRolloutBuffer if isinstance(self.observation_space, Dict) else _RolloutBuffer
             self.rollout_buffer.__class__ = buffer  # a subclass of what it is, with no state of its own
