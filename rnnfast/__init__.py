@@ -20,10 +20,10 @@ from rnnfast.info import __version__, info  # noqa: E402
 from rnnfast.modules import GRU, LSTM, RNN, GRUCell, LeakyRNN, LSTMCell, RNNCell  # noqa: E402
 
 if TYPE_CHECKING:
-    from rnnfast import diagnose, init, optim, tasks
+    from rnnfast import diagnose, init, optim, rl, tasks
     from rnnfast.reservoir import EchoState
 
-_SUBMODULES = ("diagnose", "init", "optim", "tasks")  # imported when first asked for: `import rnnfast` stays fast
+_SUBMODULES = ("diagnose", "init", "optim", "rl", "tasks")  # imported when first asked for: `import rnnfast` stays fast
 _LAZY = {"EchoState": "rnnfast.reservoir"}  # likewise, and the modules they are in
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "init",
     "optim",
     "revert",
+    "rl",
     "tasks",
 ]
 

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OTHERS = {"echo_state", "four_ways", "gradient_flow"}  # these have tests of their own
+OTHERS = {"echo_state", "four_ways", "gradient_flow", "recurrent_ppo"}  # these have tests of their own
 EPOCHS = {
     "sunspots": 3,
     "co2": 3,
@@ -205,3 +205,15 @@ def test_small_echo_state_networks_are_measured(tmp_path, monkeypatch, accuracy)
     found = {r[0]: float(r[3]) for r in cells(text) if r[0] in ("mackey_glass", "narma10", "lorenz", "memory")}
     assert found["mackey_glass"] < 0.1 and found["narma10"] < 0.6  # of a standard deviation
     assert found["lorenz"] > 1 and 0.9 < found["memory"] <= 1
+
+
+def test_recurrent_ppo_returns_agree(tmp_path):
+    pytest.importorskip("sb3_contrib")
+    text, _ = run("recurrent_ppo", tmp_path, "--steps", "2048")
+    (first, last) = [list(map(float, r[1:])) for r in cells(text) if r[0] in ("1024", "2048")]
+    assert first[0] == first[1] > 10 and last[0] > 10  # the same episodes before the first update
+    theirs, ours = (
+        float(re.search(rf"^{name} +({NUMBER}) s in all", text, re.M)[1]) for name in ("sb3-contrib", "rnnfast")
+    )
+    ratio = float(re.search(f"ratio of the times, one thread: ({NUMBER})", text)[1])
+    assert ratio == pytest.approx(theirs / ours, rel=0.05)
