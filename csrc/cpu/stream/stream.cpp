@@ -1,0 +1,212 @@
+#include "stream.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace rnnfast {
+namespace {
+
+// Rows that go through W_ih together: of a chunk, so that each of its weights serves many.
+constexpr int64_t block_rows = 48;
+
+template <class T>
+Buffer<T> zeros(int64_t size) {
+    Buffer<T> numbers(size);
+    if (size) std::memset(numbers.get(), 0, size_t(size) * sizeof(T));
+    return numbers;
+}
+
+// Calls copy(row of the matrix, its first number among the packed ones, numbers from one k to the next).
+template <class Copy>
+void for_each_row(const Placement& at, Copy copy) {
+    for (int64_t slot = 0; slot < at.slots; ++slot)
+        for (int64_t unit = 0; unit < at.size; ++unit) {
+            const int64_t vector = unit / at.lanes * at.slots + slot;
+            const int64_t first = vector / affine_group * affine_group;
+            const int64_t width = std::min<int64_t>(affine_group, at.vectors() - first);
+            copy(slot * at.size + unit, (first * at.K + vector - first) * at.lanes + unit % at.lanes, width * at.lanes);
+        }
+}
+
+}  // namespace
+
+double StreamShape::work() const {
+    double all = double(O) * double(recurrent()) + double(L) * double(P) * double(H);
+    for (int64_t l = 0; l < L; ++l) all += double(cell->gates) * double(H) * double(input(l) + recurrent());
+    return all;
+}
+
+template <class T>
+Stream<T>::Product::Product(int64_t size, int64_t slots, int64_t K, int64_t lanes)
+    : at{size, slots, K, lanes}, w(zeros<T>(at.packed())), bias(zeros<T>(at.vectors() * lanes)) {}
+
+template <class T>
+Stream<T>::Stream(const StreamShape& s, int64_t B)
+    : AnyStream(s, B),
+      kernel_(kernels_of_units<T>(s.H)),
+      lanes_(kernel_.lanes),
+      block_(std::max<int64_t>(1, block_rows / B)),
+      readout_(s.O, 1, s.recurrent(), lanes_) {
+    const int64_t G = s.cell->gates, R = s.recurrent();
+    for (int64_t l = 0; l < s.L; ++l)
+        layers_.push_back({Product(s.H, G, s.input(l), lanes_), Product(s.H, G, R, lanes_),
+                           Product(s.P, 1, s.H, lanes_), zeros<T>((block_ + 1) * B * whole(R)),
+                           zeros<T>(s.cell->has_state ? B * whole(s.H) : 0)});
+    z_x_ = zeros<T>(block_ * B * G * whole(s.H));
+    z_h_ = zeros<T>(B * G * whole(s.H));
+    m_ = zeros<T>(s.P ? B * whole(s.H) : 0);
+    y_ = zeros<T>(block_ * B * whole(s.O));
+}
+
+template <class T>
+std::vector<typename Stream<T>::Array> Stream<T>::arrays() const {
+    std::vector<Array> all;
+    const auto add_weight = [&](const Product& p) { all.push_back({p.at, p.w.get()}); };
+    const auto add_bias = [&](const Product& p) {
+        all.push_back({{p.at.size, p.at.slots, 1, p.at.lanes}, p.bias.get()});
+    };
+    for (const Layer& layer : layers_) {
+        add_weight(layer.x);
+        add_weight(layer.h);
+        if (shape.bias) add_bias(layer.x), add_bias(layer.h);
+        if (layer.hr.exists()) add_weight(layer.hr);
+    }
+    if (readout_.exists()) add_weight(readout_);
+    if (readout_.exists() && shape.readout_bias) add_bias(readout_);
+    return all;
+}
+
+template <class T>
+std::vector<int64_t> Stream<T>::parameter_sizes() const {
+    std::vector<int64_t> sizes;
+    for (const Array& array : arrays()) sizes.push_back(array.at.rows() * array.at.K);
+    return sizes;
+}
+
+template <class T>
+void Stream<T>::set_parameters(const std::vector<const void*>& from) {
+    const std::vector<Array> all = arrays();
+    for (size_t i = 0; i < all.size(); ++i) {
+        const T* const matrix = static_cast<const T*>(from[i]);
+        const int64_t K = all[i].at.K;
+        for_each_row(all[i].at, [&](int64_t row, int64_t first, int64_t stride) {
+            for (int64_t k = 0; k < K; ++k) all[i].numbers[first + k * stride] = matrix[row * K + k];
+        });
+    }
+}
+
+template <class T>
+void Stream<T>::get_parameters(const std::vector<void*>& to) const {
+    const std::vector<Array> all = arrays();
+    for (size_t i = 0; i < all.size(); ++i) {
+        T* const matrix = static_cast<T*>(to[i]);
+        const int64_t K = all[i].at.K;
+        for_each_row(all[i].at, [&](int64_t row, int64_t first, int64_t stride) {
+            for (int64_t k = 0; k < K; ++k) matrix[row * K + k] = all[i].numbers[first + k * stride];
+        });
+    }
+}
+
+template <class T>
+void Stream<T>::run(int64_t steps, const void* x, void* y) {
+    work(steps, static_cast<const T*>(x), static_cast<T*>(y), {0, 1}, [] {});
+}
+
+template <class T>
+void Stream<T>::run_part(int64_t steps, const void* x, void* y, int part, int parts, Barrier& barrier) {
+    work(steps, static_cast<const T*>(x), static_cast<T*>(y), {part, parts}, [&] { barrier.wait(); });
+}
+
+template <class T>
+template <class Wait>
+void Stream<T>::work(int64_t steps, const T* x, T* y, const Part& my, Wait wait) {
+    const StreamShape& s = shape;
+    const int64_t R = whole(s.recurrent());
+    const T* const top = layers_.back().hidden.get() + B * R;  // (steps of the block,B,R)
+    for (int64_t step = 0; step < steps; step += block_) {
+        const int64_t count = std::min(block_, steps - step), rows = count * B;
+        for (int64_t l = 0; l < s.L; ++l) run_layer(l, count, x + step * B * s.I, my, wait);
+        if (readout_.exists()) multiply(readout_, rows, top, R, y_.get(), my);
+        wait();
+        if (my.index == 0) {
+            copy_rows(rows, readout_.exists() ? y_.get() : top, y + step * B * s.output(), s.output());
+            for (Layer& layer : layers_)
+                std::memcpy(layer.hidden.get(), layer.hidden.get() + rows * R, size_t(B * R) * sizeof(T));
+        }
+        wait();
+    }
+}
+
+template <class T>
+template <class Wait>
+void Stream<T>::run_layer(int64_t l, int64_t steps, const T* x, const Part& my, Wait wait) {
+    const int64_t R = whole(shape.recurrent()), H = whole(shape.H), GH = shape.cell->gates * H;
+    Layer& layer = layers_[size_t(l)];
+    const bool projected = layer.hr.exists();
+    const T* const input = l ? layers_[size_t(l - 1)].hidden.get() + B * R : x;
+    multiply(layer.x, steps * B, input, l ? R : shape.I, z_x_.get(), my);
+    const Range units = my.of(H / lanes_);
+    for (int64_t t = 0; t < steps; ++t) {
+        const T* const h_prev = layer.hidden.get() + t * B * R;
+        T* const h = layer.hidden.get() + (t + 1) * B * R;
+        multiply(layer.h, B, h_prev, R, z_h_.get(), my);
+        wait();
+        kernel_.cells[shape.cell->index].stream_step({B, units.begin, units.end, z_x_.get() + t * B * GH, GH,
+                                                      z_h_.get(), GH, layer.c.get(), layer.c.get(), H,
+                                                      projected ? m_.get() : h, projected ? H : R});
+        wait();
+        if (!projected) continue;
+        multiply(layer.hr, B, m_.get(), H, h, my);
+        wait();
+    }
+}
+
+template <class T>
+void Stream<T>::multiply(const Product& by, int64_t rows, const T* a, int64_t a_stride, T* out, const Part& my) const {
+    const Range groups = my.of(by.at.groups());
+    const int64_t vectors = by.at.vectors();
+    kernel_.affine({rows, by.at.K, a, a_stride, vectors, groups.begin, groups.end, by.w.get(), by.bias.get(), out,
+                    vectors * lanes_});
+}
+
+// From rows of whole vectors to dense ones.
+template <class T>
+void Stream<T>::copy_rows(int64_t rows, const T* from, T* to, int64_t size) const {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * size, from + r * whole(size), size_t(size) * sizeof(T));
+}
+
+template <class T>
+void Stream<T>::reset(const uint8_t* mask) {
+    const int64_t R = whole(shape.recurrent()), H = whole(shape.H);
+    for (Layer& layer : layers_)
+        for (int64_t b = 0; b < B; ++b) {
+            if (mask && !mask[b]) continue;
+            std::memset(layer.hidden.get() + b * R, 0, size_t(R) * sizeof(T));
+            if (layer.c) std::memset(layer.c.get() + b * H, 0, size_t(H) * sizeof(T));
+        }
+}
+
+template <class T>
+void Stream<T>::get_state(void* h, void* c) const {
+    const int64_t R = shape.recurrent(), H = shape.H;
+    for (int64_t l = 0; l < shape.L; ++l) {
+        copy_rows(B, layers_[size_t(l)].hidden.get(), static_cast<T*>(h) + l * B * R, R);
+        if (layers_[size_t(l)].c) copy_rows(B, layers_[size_t(l)].c.get(), static_cast<T*>(c) + l * B * H, H);
+    }
+}
+
+template <class T>
+void Stream<T>::set_state(const void* h, const void* c) {
+    const int64_t R = shape.recurrent(), H = shape.H;
+    for (int64_t i = 0; i < shape.L * B; ++i) {
+        Layer& layer = layers_[size_t(i / B)];
+        const int64_t b = i % B;
+        std::memcpy(layer.hidden.get() + b * whole(R), static_cast<const T*>(h) + i * R, size_t(R) * sizeof(T));
+        if (layer.c) std::memcpy(layer.c.get() + b * whole(H), static_cast<const T*>(c) + i * H, size_t(H) * sizeof(T));
+    }
+}
+
+template class Stream<float>;
+template class Stream<double>;
+
+}  // namespace rnnfast
