@@ -22,9 +22,10 @@ from rnnfast.modules import LSTM, RNN, LSTMCell, RNNCell  # noqa: E402
 if TYPE_CHECKING:
     from rnnfast import diagnose, init, optim, tasks
     from rnnfast.reservoir import EchoState
+    from rnnfast.stream import Stream
 
 _SUBMODULES = ("diagnose", "init", "optim", "tasks")  # imported when first asked for: `import rnnfast` stays fast
-_LAZY = {"EchoState": "rnnfast.reservoir"}  # likewise, and the modules they are in
+_LAZY = {"EchoState": "rnnfast.reservoir", "Stream": "rnnfast.stream"}  # likewise, and the modules they are in
 
 __all__ = [
     "LSTM",
@@ -32,6 +33,7 @@ __all__ = [
     "EchoState",
     "LSTMCell",
     "RNNCell",
+    "Stream",
     "__version__",
     "convert",
     "diagnose",

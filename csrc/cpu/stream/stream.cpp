@@ -8,6 +8,8 @@ namespace {
 
 // Rows that go through W_ih together: of a chunk, so that each of its weights serves many.
 constexpr int64_t block_rows = 48;
+// From so many sequences for each thread on threads share the batch, else the units.
+constexpr int64_t rows_of_a_thread = 4;
 
 template <class T>
 Buffer<T> zeros(int64_t size) {
@@ -109,29 +111,43 @@ void Stream<T>::get_parameters(const std::vector<void*>& to) const {
 
 template <class T>
 void Stream<T>::run(int64_t steps, const void* x, void* y) {
-    work(steps, static_cast<const T*>(x), static_cast<T*>(y), {0, 1}, [] {});
+    work(steps, static_cast<const T*>(x), static_cast<T*>(y), {{0, B}, 0, 1}, [] {});
 }
 
 template <class T>
 void Stream<T>::run_part(int64_t steps, const void* x, void* y, int part, int parts, Barrier& barrier) {
-    work(steps, static_cast<const T*>(x), static_cast<T*>(y), {part, parts}, [&] { barrier.wait(); });
+    const T* const from = static_cast<const T*>(x);
+    T* const to = static_cast<T*>(y);
+    // Sequences do not wait for each other, but few rows of a product cost nearly as much as one.
+    if (B >= rows_of_a_thread * parts)
+        work(steps, from, to, {Range::part(B, part, parts), 0, 1}, [] {});
+    else
+        work(steps, from, to, {{0, B}, part, parts}, [&] { barrier.wait(); });
 }
 
 template <class T>
 template <class Wait>
 void Stream<T>::work(int64_t steps, const T* x, T* y, const Part& my, Wait wait) {
     const StreamShape& s = shape;
-    const int64_t R = whole(s.recurrent());
+    const int64_t R = whole(s.recurrent()), O = whole(s.O), out = s.output();
     const T* const top = layers_.back().hidden.get() + B * R;  // (steps of the block,B,R)
     for (int64_t step = 0; step < steps; step += block_) {
-        const int64_t count = std::min(block_, steps - step), rows = count * B;
+        const int64_t count = std::min(block_, steps - step);
         for (int64_t l = 0; l < s.L; ++l) run_layer(l, count, x + step * B * s.I, my, wait);
-        if (readout_.exists()) multiply(readout_, rows, top, R, y_.get(), my);
+        if (readout_.exists())
+            for_rows(count, my, [&](int64_t row, int64_t rows) {
+                multiply(readout_, rows, top + row * R, R, y_.get() + row * O, my);
+            });
         wait();
         if (my.index == 0) {
-            copy_rows(rows, readout_.exists() ? y_.get() : top, y + step * B * s.output(), s.output());
+            for_rows(count, my, [&](int64_t row, int64_t rows) {
+                copy_rows(rows, readout_.exists() ? y_.get() + row * O : top + row * R, y + (step * B + row) * out,
+                          out);
+            });
+            const int64_t first = my.sequences.begin * R;
             for (Layer& layer : layers_)
-                std::memcpy(layer.hidden.get(), layer.hidden.get() + rows * R, size_t(B * R) * sizeof(T));
+                std::memcpy(layer.hidden.get() + first, layer.hidden.get() + count * B * R + first,
+                            size_t(my.rows() * R) * sizeof(T));
         }
         wait();
     }
@@ -144,21 +160,33 @@ void Stream<T>::run_layer(int64_t l, int64_t steps, const T* x, const Part& my, 
     Layer& layer = layers_[size_t(l)];
     const bool projected = layer.hr.exists();
     const T* const input = l ? layers_[size_t(l - 1)].hidden.get() + B * R : x;
-    multiply(layer.x, steps * B, input, l ? R : shape.I, z_x_.get(), my);
+    const int64_t input_stride = l ? R : shape.I;
+    for_rows(steps, my, [&](int64_t row, int64_t rows) {
+        multiply(layer.x, rows, input + row * input_stride, input_stride, z_x_.get() + row * GH, my);
+    });
     const Range units = my.of(H / lanes_);
-    for (int64_t t = 0; t < steps; ++t) {
-        const T* const h_prev = layer.hidden.get() + t * B * R;
-        T* const h = layer.hidden.get() + (t + 1) * B * R;
-        multiply(layer.h, B, h_prev, R, z_h_.get(), my);
+    const int64_t b = my.sequences.begin;
+    T *const z_h = z_h_.get() + b * GH, *const c = layer.c.get() + (layer.c ? b * H : 0);
+    for (int64_t row = b; row < steps * B; row += B) {
+        T *const h_prev = layer.hidden.get() + row * R, *const h = h_prev + B * R;
+        T* const m = projected ? m_.get() + b * H : h;
+        multiply(layer.h, my.rows(), h_prev, R, z_h, my);
         wait();
-        kernel_.cells[shape.cell->index].stream_step({B, units.begin, units.end, z_x_.get() + t * B * GH, GH,
-                                                      z_h_.get(), GH, layer.c.get(), layer.c.get(), H,
-                                                      projected ? m_.get() : h, projected ? H : R});
+        kernel_.cells[shape.cell->index].stream_step(
+            {my.rows(), units.begin, units.end, z_x_.get() + row * GH, GH, z_h, GH, c, c, H, m, projected ? H : R});
         wait();
         if (!projected) continue;
-        multiply(layer.hr, B, m_.get(), H, h, my);
+        multiply(layer.hr, my.rows(), m, H, h, my);
         wait();
     }
+}
+
+// Calls f(first row, rows) for neighbouring rows of `steps` steps.
+template <class T>
+template <class F>
+void Stream<T>::for_rows(int64_t steps, const Part& my, F f) const {
+    if (my.rows() == B) return f(0, steps * B);
+    for (int64_t t = 0; t < steps; ++t) f(t * B + my.sequences.begin, my.rows());
 }
 
 template <class T>

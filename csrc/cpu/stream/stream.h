@@ -104,10 +104,13 @@ private:
         Placement at;
         T* numbers;
     };
+    // Of a call: some sequences of the batch, and of their vectors those that are one thread's among `count`.
     struct Part {
+        Range sequences;
         int index, count;
 
         Range of(int64_t size) const { return Range::part(size, index, count); }
+        int64_t rows() const { return sequences.end - sequences.begin; }
     };
 
     std::vector<Array> arrays() const;
@@ -116,6 +119,8 @@ private:
     void work(int64_t steps, const T* x, T* y, const Part& my, Wait wait);
     template <class Wait>
     void run_layer(int64_t l, int64_t steps, const T* x, const Part& my, Wait wait);
+    template <class F>
+    void for_rows(int64_t steps, const Part& my, F f) const;
     void multiply(const Product& by, int64_t rows, const T* a, int64_t a_stride, T* out, const Part& my) const;
     void copy_rows(int64_t rows, const T* from, T* to, int64_t size) const;
 
