@@ -92,7 +92,7 @@ public:
             Barrier barrier;
             barrier.expect(threads);
             if (run_parallel(threads, [&](int part) { stream_->run_part(steps, from, to, part, threads, barrier); }))
-                return;
+                return stream_->finish_parts(steps);
         }
         stream_->run(steps, from, to);
     }

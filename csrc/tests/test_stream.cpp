@@ -129,7 +129,9 @@ void check_numbers(const Case& which) {
     for (int part = 0; part < 3; ++part)
         team.emplace_back([&, part] { stream->run_part(steps, x.data(), by_threads.data(), part, 3, barrier); });
     for (std::thread& thread : team) thread.join();
-    expect(y == by_threads, "threads give the same", which.name());
+    stream->finish_parts(steps);
+    stream->get_state(h_same.data(), c_same.data());
+    expect(y == by_threads && h_n == h_same && c_n == c_same, "threads give the same", which.name());
 
     if (s.output() == s.I) {
         std::vector<T> in_place = x;

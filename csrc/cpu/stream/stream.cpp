@@ -11,6 +11,8 @@ constexpr int64_t block_rows = 48;
 // From so many sequences for each thread on threads share the batch, else the units.
 constexpr int64_t rows_of_a_thread = 4;
 
+int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
+
 template <class T>
 Buffer<T> zeros(int64_t size) {
     Buffer<T> numbers(size);
@@ -40,24 +42,32 @@ double StreamShape::work() const {
 
 template <class T>
 Stream<T>::Product::Product(int64_t size, int64_t slots, int64_t K, int64_t lanes)
-    : at{size, slots, K, lanes}, w(zeros<T>(at.packed())), bias(zeros<T>(at.vectors() * lanes)) {}
+    : at{size, slots, K, lanes},
+      vectors(at.vectors()),
+      groups(at.groups()),
+      w(zeros<T>(at.packed())),
+      bias(zeros<T>(vectors * lanes)) {}
 
 template <class T>
 Stream<T>::Stream(const StreamShape& s, int64_t B)
     : AnyStream(s, B),
       kernel_(kernels_of_units<T>(s.H)),
       lanes_(kernel_.lanes),
+      R_(round_up(s.recurrent(), lanes_)),
+      H_(round_up(s.H, lanes_)),
+      O_(round_up(s.O, lanes_)),
+      unit_vectors_(H_ / lanes_),
       block_(std::max<int64_t>(1, block_rows / B)),
       readout_(s.O, 1, s.recurrent(), lanes_) {
     const int64_t G = s.cell->gates, R = s.recurrent();
     for (int64_t l = 0; l < s.L; ++l)
         layers_.push_back({Product(s.H, G, s.input(l), lanes_), Product(s.H, G, R, lanes_),
-                           Product(s.P, 1, s.H, lanes_), zeros<T>((block_ + 1) * B * whole(R)),
-                           zeros<T>(s.cell->has_state ? B * whole(s.H) : 0)});
-    z_x_ = zeros<T>(block_ * B * G * whole(s.H));
-    z_h_ = zeros<T>(B * G * whole(s.H));
-    m_ = zeros<T>(s.P ? B * whole(s.H) : 0);
-    y_ = zeros<T>(block_ * B * whole(s.O));
+                           Product(s.P, 1, s.H, lanes_), zeros<T>((block_ + 1) * B * R_),
+                           zeros<T>(s.cell->has_state ? B * H_ : 0)});
+    z_x_ = zeros<T>(block_ * B * G * H_);
+    z_h_ = zeros<T>(B * G * H_);
+    m_ = zeros<T>(s.P ? B * H_ : 0);
+    y_ = zeros<T>(block_ * B * O_);
 }
 
 template <class T>
@@ -111,7 +121,7 @@ void Stream<T>::get_parameters(const std::vector<void*>& to) const {
 
 template <class T>
 void Stream<T>::run(int64_t steps, const void* x, void* y) {
-    work(steps, static_cast<const T*>(x), static_cast<T*>(y), {{0, B}, 0, 1}, [] {});
+    now_ = work(steps, static_cast<const T*>(x), static_cast<T*>(y), {{0, B}, 0, 1}, [] {});
 }
 
 template <class T>
@@ -126,49 +136,63 @@ void Stream<T>::run_part(int64_t steps, const void* x, void* y, int part, int pa
 }
 
 template <class T>
-template <class Wait>
-void Stream<T>::work(int64_t steps, const T* x, T* y, const Part& my, Wait wait) {
-    const StreamShape& s = shape;
-    const int64_t R = whole(s.recurrent()), O = whole(s.O), out = s.output();
-    const T* const top = layers_.back().hidden.get() + B * R;  // (steps of the block,B,R)
-    for (int64_t step = 0; step < steps; step += block_) {
-        const int64_t count = std::min(block_, steps - step);
-        for (int64_t l = 0; l < s.L; ++l) run_layer(l, count, x + step * B * s.I, my, wait);
-        if (readout_.exists())
-            for_rows(count, my, [&](int64_t row, int64_t rows) {
-                multiply(readout_, rows, top + row * R, R, y_.get() + row * O, my);
-            });
-        wait();
-        if (my.index == 0) {
-            for_rows(count, my, [&](int64_t row, int64_t rows) {
-                copy_rows(rows, readout_.exists() ? y_.get() + row * O : top + row * R, y + (step * B + row) * out,
-                          out);
-            });
-            const int64_t first = my.sequences.begin * R;
-            for (Layer& layer : layers_)
-                std::memcpy(layer.hidden.get() + first, layer.hidden.get() + count * B * R + first,
-                            size_t(my.rows() * R) * sizeof(T));
-        }
-        wait();
+void Stream<T>::finish_parts(int64_t steps) {
+    for (int64_t count; steps; steps -= count) {
+        count = std::min(room(now_), steps);
+        now_ = now_ < block_ ? now_ + count : count;
     }
 }
 
 template <class T>
 template <class Wait>
-void Stream<T>::run_layer(int64_t l, int64_t steps, const T* x, const Part& my, Wait wait) {
-    const int64_t R = whole(shape.recurrent()), H = whole(shape.H), GH = shape.cell->gates * H;
+int64_t Stream<T>::work(int64_t steps, const T* x, T* y, const Part& my, Wait wait) {
+    const StreamShape& s = shape;
+    const int64_t R = R_, out = s.output();
+    int64_t now = now_;
+    for (int64_t step = 0, count; step < steps; step += count, now += count) {
+        count = std::min(room(now), steps - step);
+        if (now == block_) {
+            if (my.index == 0)
+                for (const Layer& layer : layers_)
+                    std::memcpy(hidden(layer, 0) + my.sequences.begin * R, hidden(layer, now) + my.sequences.begin * R,
+                                size_t(my.rows() * R) * sizeof(T));
+            now = 0;
+            wait();
+        }
+        for (int64_t l = 0; l < s.L; ++l) run_layer(l, now, count, x + step * B * s.I, my, wait);
+        const T* const top = hidden(layers_.back(), now + 1);  // (count,B,R)
+        if (readout_.exists()) {
+            for_rows(count, my, [&](int64_t row, int64_t rows) {
+                multiply(readout_, rows, top + row * R, R, y_.get() + row * O_, my);
+            });
+            wait();
+        }
+        if (my.index == 0)
+            for_rows(count, my, [&](int64_t row, int64_t rows) {
+                const T* const from = readout_.exists() ? y_.get() + row * O_ : top + row * R;
+                copy_rows(rows, from, readout_.exists() ? O_ : R, y + (step * B + row) * out, out);
+            });
+        wait();
+    }
+    return now;
+}
+
+template <class T>
+template <class Wait>
+void Stream<T>::run_layer(int64_t l, int64_t now, int64_t steps, const T* x, const Part& my, Wait wait) {
+    const int64_t R = R_, H = H_, GH = shape.cell->gates * H;
     Layer& layer = layers_[size_t(l)];
     const bool projected = layer.hr.exists();
-    const T* const input = l ? layers_[size_t(l - 1)].hidden.get() + B * R : x;
+    const T* const input = l ? hidden(layers_[size_t(l - 1)], now + 1) : x;
     const int64_t input_stride = l ? R : shape.I;
     for_rows(steps, my, [&](int64_t row, int64_t rows) {
         multiply(layer.x, rows, input + row * input_stride, input_stride, z_x_.get() + row * GH, my);
     });
-    const Range units = my.of(H / lanes_);
+    const Range units = my.of(unit_vectors_);
     const int64_t b = my.sequences.begin;
     T *const z_h = z_h_.get() + b * GH, *const c = layer.c.get() + (layer.c ? b * H : 0);
     for (int64_t row = b; row < steps * B; row += B) {
-        T *const h_prev = layer.hidden.get() + row * R, *const h = h_prev + B * R;
+        T *const h_prev = hidden(layer, now) + row * R, *const h = h_prev + B * R;
         T* const m = projected ? m_.get() + b * H : h;
         multiply(layer.h, my.rows(), h_prev, R, z_h, my);
         wait();
@@ -191,26 +215,24 @@ void Stream<T>::for_rows(int64_t steps, const Part& my, F f) const {
 
 template <class T>
 void Stream<T>::multiply(const Product& by, int64_t rows, const T* a, int64_t a_stride, T* out, const Part& my) const {
-    const Range groups = my.of(by.at.groups());
-    const int64_t vectors = by.at.vectors();
-    kernel_.affine({rows, by.at.K, a, a_stride, vectors, groups.begin, groups.end, by.w.get(), by.bias.get(), out,
-                    vectors * lanes_});
+    const Range groups = my.of(by.groups);
+    kernel_.affine({rows, by.at.K, a, a_stride, by.vectors, groups.begin, groups.end, by.w.get(), by.bias.get(), out,
+                    by.vectors * lanes_});
 }
 
 // From rows of whole vectors to dense ones.
 template <class T>
-void Stream<T>::copy_rows(int64_t rows, const T* from, T* to, int64_t size) const {
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * size, from + r * whole(size), size_t(size) * sizeof(T));
+void Stream<T>::copy_rows(int64_t rows, const T* from, int64_t from_stride, T* to, int64_t size) {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * size, from + r * from_stride, size_t(size) * sizeof(T));
 }
 
 template <class T>
 void Stream<T>::reset(const uint8_t* mask) {
-    const int64_t R = whole(shape.recurrent()), H = whole(shape.H);
     for (Layer& layer : layers_)
         for (int64_t b = 0; b < B; ++b) {
             if (mask && !mask[b]) continue;
-            std::memset(layer.hidden.get() + b * R, 0, size_t(R) * sizeof(T));
-            if (layer.c) std::memset(layer.c.get() + b * H, 0, size_t(H) * sizeof(T));
+            std::memset(hidden(layer, now_) + b * R_, 0, size_t(R_) * sizeof(T));
+            if (layer.c) std::memset(layer.c.get() + b * H_, 0, size_t(H_) * sizeof(T));
         }
 }
 
@@ -218,8 +240,8 @@ template <class T>
 void Stream<T>::get_state(void* h, void* c) const {
     const int64_t R = shape.recurrent(), H = shape.H;
     for (int64_t l = 0; l < shape.L; ++l) {
-        copy_rows(B, layers_[size_t(l)].hidden.get(), static_cast<T*>(h) + l * B * R, R);
-        if (layers_[size_t(l)].c) copy_rows(B, layers_[size_t(l)].c.get(), static_cast<T*>(c) + l * B * H, H);
+        copy_rows(B, hidden(layers_[size_t(l)], now_), R_, static_cast<T*>(h) + l * B * R, R);
+        if (layers_[size_t(l)].c) copy_rows(B, layers_[size_t(l)].c.get(), H_, static_cast<T*>(c) + l * B * H, H);
     }
 }
 
@@ -229,8 +251,8 @@ void Stream<T>::set_state(const void* h, const void* c) {
     for (int64_t i = 0; i < shape.L * B; ++i) {
         Layer& layer = layers_[size_t(i / B)];
         const int64_t b = i % B;
-        std::memcpy(layer.hidden.get() + b * whole(R), static_cast<const T*>(h) + i * R, size_t(R) * sizeof(T));
-        if (layer.c) std::memcpy(layer.c.get() + b * whole(H), static_cast<const T*>(c) + i * H, size_t(H) * sizeof(T));
+        std::memcpy(hidden(layer, now_) + b * R_, static_cast<const T*>(h) + i * R, size_t(R) * sizeof(T));
+        if (layer.c) std::memcpy(layer.c.get() + b * H_, static_cast<const T*>(c) + i * H, size_t(H) * sizeof(T));
     }
 }
 

@@ -54,8 +54,10 @@ public:
 
     // x (steps,B,I) -> y (steps,B,output()), which may be x where rows have the same size.
     virtual void run(int64_t steps, const void* x, void* y) = 0;
-    // The part of one of `parts` threads that run the same call and meet at `barrier`.
+    // The part of one of `parts` threads that run the same call and meet at `barrier`. When all are through, one of
+    // them calls finish_parts().
     virtual void run_part(int64_t steps, const void* x, void* y, int part, int parts, Barrier& barrier) = 0;
+    virtual void finish_parts(int64_t steps) = 0;
 
     // Zeros for the sequences of the batch where mask (B) is not 0; nullptr: for all.
     virtual void reset(const uint8_t* mask) = 0;
@@ -82,6 +84,7 @@ public:
     void get_parameters(const std::vector<void*>& arrays) const override;
     void run(int64_t steps, const void* x, void* y) override;
     void run_part(int64_t steps, const void* x, void* y, int part, int parts, Barrier& barrier) override;
+    void finish_parts(int64_t steps) override;
     void reset(const uint8_t* mask) override;
     void get_state(void* h, void* c) const override;
     void set_state(const void* h, const void* c) override;
@@ -89,6 +92,7 @@ public:
 private:
     struct Product {
         Placement at;
+        int64_t vectors, groups;  // of `at`: a small step has no time for divisions
         Buffer<T> w, bias;
 
         Product(int64_t size, int64_t slots, int64_t K, int64_t lanes);
@@ -96,7 +100,7 @@ private:
     };
     struct Layer {
         Product x, h, hr;  // W_ih, W_hh, W_hr
-        Buffer<T> hidden;  // (block + 1,B,R) h before and after each step of a block
+        Buffer<T> hidden;  // (block + 1,B,R) h of the last steps; the state is that of step now_
         Buffer<T> c;       // (B,H)
     };
     // An array of parameters, as part of a product.
@@ -109,25 +113,31 @@ private:
         Range sequences;
         int index, count;
 
-        Range of(int64_t size) const { return Range::part(size, index, count); }
+        Range of(int64_t size) const { return count == 1 ? Range{0, size} : Range::part(size, index, count); }
         int64_t rows() const { return sequences.end - sequences.begin; }
     };
 
     std::vector<Array> arrays() const;
-    int64_t whole(int64_t size) const { return (size + lanes_ - 1) / lanes_ * lanes_; }
+    // -> where the state is then.
     template <class Wait>
-    void work(int64_t steps, const T* x, T* y, const Part& my, Wait wait);
+    int64_t work(int64_t steps, const T* x, T* y, const Part& my, Wait wait);
     template <class Wait>
-    void run_layer(int64_t l, int64_t steps, const T* x, const Part& my, Wait wait);
+    void run_layer(int64_t l, int64_t now, int64_t steps, const T* x, const Part& my, Wait wait);
+    T* hidden(const Layer& layer, int64_t now) const { return layer.hidden.get() + now * B * R_; }
+    // The part of the block that a call starts with: as many steps as there is room for, else a new block.
+    int64_t room(int64_t now) const { return now < block_ ? block_ - now : block_; }
     template <class F>
     void for_rows(int64_t steps, const Part& my, F f) const;
     void multiply(const Product& by, int64_t rows, const T* a, int64_t a_stride, T* out, const Part& my) const;
-    void copy_rows(int64_t rows, const T* from, T* to, int64_t size) const;
+    static void copy_rows(int64_t rows, const T* from, int64_t from_stride, T* to, int64_t size);
 
     const Kernels<T>& kernel_;
     const int64_t lanes_;
+    const int64_t R_, H_, O_;  // numbers of whole vectors that hold R, H and O
+    const int64_t unit_vectors_;
     const int64_t block_;  // steps that go through W_ih together
     std::vector<Layer> layers_;
+    int64_t now_ = 0;
     Product readout_;
     Buffer<T> z_x_, z_h_;  // (block,B,H/V,G,V), (B,H/V,G,V)
     Buffer<T> m_;          // (B,H), projected
