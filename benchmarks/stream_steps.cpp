@@ -1,5 +1,5 @@
-// Time of a step in C: a model of rnnfast.Stream, and beside it the same network by RTNeural's static model where that
-// is compiled in. Prints JSON; benchmarks/stream.py builds and reads it.
+// Time of a step in C: a model of rnnfast.Stream, and beside it the same network by RTNeural's static model where the
+// headers of RTNeural and xsimd are on the include path. Prints JSON; benchmarks/stream.py builds and reads it.
 //
 //     stream_steps MODEL STEPS
 //
@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#if __has_include(<RTNeural/ModelT.h>) && __has_include(<xsimd/xsimd.hpp>)
+#if __has_include(<RTNeural/RTNeural.h>) && __has_include(<xsimd/xsimd.hpp>)
 #define WITH_RTNEURAL
 #define RTNEURAL_USE_XSIMD 1
 #ifdef __AVX512F__
@@ -25,7 +25,7 @@
 #else
 #define RTNEURAL_DEFAULT_ALIGNMENT 32
 #endif
-#include <RTNeural/ModelT.h>
+#include <RTNeural/RTNeural.h>
 #endif
 
 namespace {
@@ -126,8 +126,6 @@ void add_rtneural(std::vector<Contender>& to, int64_t H, const Floats& numbers) 
             return to.push_back(rtneural<64>(numbers));
         case 80:
             return to.push_back(rtneural<80>(numbers));
-        case 128:
-            return to.push_back(rtneural<128>(numbers));
         default:
             return;
     }
