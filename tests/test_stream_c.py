@@ -115,6 +115,14 @@ def test_training_writes_a_model_that_plays(effect: Path, tmp_path: Path) -> Non
     assert done.returncode == 0 and len(done.stdout) == 4 * 480
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="replaces functions of glibc, and lets Linux watch over calls")
+def test_no_step_allocates_locks_or_calls_the_system(prefix: Path, tmp_path: Path) -> None:
+    program, source = tmp_path / "realtime", ROOT / "csrc/tests/test_stream_realtime.cpp"
+    libraries = ("-lrnnfast_stream", "-lpthread", "-ldl")
+    call("c++", "-std=c++17", "-O1", source, f"-I{ROOT}/csrc", f"-L{prefix}/lib", *libraries, "-o", program)
+    call(program)
+
+
 @pytest.mark.parametrize("language", ["c", "c++"])
 def test_the_header_stands_alone(language: str, prefix: Path, tmp_path: Path) -> None:
     source = tmp_path / f"alone.{'c' if language == 'c' else 'cpp'}"
