@@ -1,4 +1,4 @@
-// rnnfast.Stream's base class. A call of what fits as it is, a NumPy array or a tensor, stays within C++: for a single
+// rnnfast.Stream's base class. A call of what fits, a NumPy array or a tensor, stays within C++: for a single
 // step Python around the kernel would cost more than the kernel. Everything else goes to `_call_by_hand` of the
 // subclass.
 #include "stream_binding.h"
@@ -7,7 +7,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <optional>
+#include <vector>
 
 #include "cpu/stream/file.h"
 #include "tensors.h"
@@ -24,17 +26,15 @@ constexpr double work_of_a_thread = 2.5e5;
 // From so many multiply-adds of a call on others may run Python meanwhile.
 constexpr double work_without_gil = 2e6;
 
-// Dense numbers of an argument or a result.
+// Numbers of an argument or a result.
 struct Numbers {
-    Address address = 0;
+    Address address = 0;  // 0: they do not fit
     int dims = 0;
-    const ssize_t* shape = nullptr;
+    int64_t shape[3] = {1, 1, 1}, strides[3] = {0, 0, 0};  // the last `dims` of them
 
-    int64_t size() const {
-        int64_t all = 1;
-        for (int d = 0; d < dims; ++d) all *= shape[d];
-        return all;
-    }
+    const int64_t* sizes() const { return shape + 3 - dims; }
+    bool is_dense() const { return rnnfast::is_dense(3, shape, strides); }
+    int64_t size() const { return shape[0] * shape[1] * shape[2]; }
 };
 
 class PyStream {
@@ -56,48 +56,38 @@ public:
     PyObject* answer(PyObject* x, PyObject* out) {
         const bool is_array = Py_TYPE(x) == type(array_type_);
         if (!is_array && !(exchange_ && PyObject_TypeCheck(x, type(tensor_type_)))) return nullptr;
-        DlTensor dl_x, dl_y;
-        const Numbers in = is_array ? read_array(x, false) : read_tensor(x, dl_x);
+        const Numbers in = is_array ? read_array(x, false) : read_tensor(x);
         const int64_t steps = steps_of(in);
         if (!steps) return nullptr;
         ssize_t shape[3];
-        std::copy(in.shape, in.shape + in.dims, shape);
+        std::copy(in.sizes(), in.sizes() + in.dims, shape);
         shape[in.dims - 1] = this->shape().output();
         py::object result;
-        Numbers y;
+        Address y;
         if (!out) {
             result = is_array ? make_array(in.dims, shape, y) : make_tensor(in.dims, shape, y);
         } else {
             const bool same_kind =
                 is_array ? Py_TYPE(out) == type(array_type_) : PyObject_TypeCheck(out, type(tensor_type_));
             if (!same_kind) return nullptr;
-            y = is_array ? read_array(out, true) : read_tensor(out, dl_y);
-            if (!y.address || y.dims != in.dims || !std::equal(shape, shape + in.dims, y.shape) || overlap(in, y))
+            const Numbers given = is_array ? read_array(out, true) : read_tensor(out);
+            if (!given.address || given.dims != in.dims || !std::equal(shape, shape + in.dims, given.sizes()) ||
+                !given.is_dense() || (in.is_dense() && overlap(in, given)))
                 return nullptr;
+            y = given.address;
             result = py::reinterpret_borrow<py::object>(out);
         }
-        run(steps, in.address, y.address);
+        const Use use(*this);
+        run_alone(steps, in.is_dense() ? in.address : gather(in), y);
         return result.release().ptr();
     }
 
     void run(int64_t steps, Address x, Address y) {
         const Use use(*this);
-        const void* const from = reinterpret_cast<const void*>(x);
-        void* const to = reinterpret_cast<void*>(y);
-        std::optional<py::gil_scoped_release> release;
-        if (work_ * double(steps) >= work_without_gil) release.emplace();
-        const int threads =
-            work_ < 2 * work_of_a_thread ? 1 : int(std::min<double>(omp_get_max_threads(), work_ / work_of_a_thread));
-        if (threads > 1) {
-            Barrier barrier;
-            barrier.expect(threads);
-            if (run_parallel(threads, [&](int part) { stream_->run_part(steps, from, to, part, threads, barrier); }))
-                return stream_->finish_parts(steps);
-        }
-        stream_->run(steps, from, to);
+        run_alone(steps, x, y);
     }
 
-    // Guards the state and the weights while another thread runs Python.
+    // Guards the state, the weights and what was gathered while another thread runs Python.
     class Use {
     public:
         explicit Use(PyStream& stream) : stream_(stream) {
@@ -113,33 +103,70 @@ public:
 private:
     static PyTypeObject* type(const py::object& of) { return reinterpret_cast<PyTypeObject*>(of.ptr()); }
 
+    void run_alone(int64_t steps, Address x, Address y) {
+        const void* const from = reinterpret_cast<const void*>(x);
+        void* const to = reinterpret_cast<void*>(y);
+        std::optional<py::gil_scoped_release> release;
+        if (work_ * double(steps) >= work_without_gil) release.emplace();
+        const int threads =
+            work_ < 2 * work_of_a_thread ? 1 : int(std::min<double>(omp_get_max_threads(), work_ / work_of_a_thread));
+        if (threads > 1) {
+            Barrier barrier;
+            barrier.expect(threads);
+            if (run_parallel(threads, [&](int part) { stream_->run_part(steps, from, to, part, threads, barrier); }))
+                return stream_->finish_parts(steps);
+        }
+        stream_->run(steps, from, to);
+    }
+
     Numbers read_array(PyObject* object, bool writes) const {
         const auto array = py::reinterpret_borrow<py::array>(object);
-        constexpr int dense = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-        if ((array.flags() & dense) != dense || (writes && !array.writeable()) || !array.dtype().is(dtype_)) return {};
-        return {reinterpret_cast<Address>(array.data()), int(array.ndim()), array.shape()};
+        const bool fits = array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_ && array.dtype().is(dtype_) &&
+                          array.ndim() <= 3 && (!writes || array.writeable());
+        if (!fits) return {};
+        Numbers found{reinterpret_cast<Address>(array.data()), int(array.ndim())};
+        for (int d = 0, to = 3 - found.dims; d < found.dims; ++d, ++to) {
+            found.shape[to] = array.shape(d), found.strides[to] = array.strides(d) / bytes();
+            if (!found.shape[to] || array.strides(d) % bytes()) return {};
+        }
+        return found;
     }
-    Numbers read_tensor(PyObject* tensor, DlTensor& t) const {
-        const Address address = read_dense(*exchange_, tensor, bytes(), t);
-        static_assert(sizeof(ssize_t) == sizeof(int64_t));
-        return {address, t.ndim, reinterpret_cast<const ssize_t*>(t.shape)};
+    Numbers read_tensor(PyObject* tensor) const {
+        DlTensor t;
+        if (!read_numbers(*exchange_, tensor, bytes(), t) || t.ndim > 3) return {};
+        Numbers found{address_of(t, bytes()), t.ndim};
+        std::copy(t.shape, t.shape + t.ndim, found.shape + 3 - t.ndim);
+        std::copy(t.strides, t.strides + t.ndim, found.strides + 3 - t.ndim);
+        return found;
+    }
+
+    // Copies numbers that do not follow each other; -> where they do.
+    Address gather(const Numbers& x) {
+        gathered_.resize(size_t(x.size() * bytes()));
+        char* to = gathered_.data();
+        const auto* const from = reinterpret_cast<const char*>(x.address);
+        for (int64_t t = 0; t < x.shape[0]; ++t)
+            for (int64_t b = 0; b < x.shape[1]; ++b)
+                for (int64_t i = 0; i < x.shape[2]; ++i, to += bytes()) {
+                    const int64_t at = t * x.strides[0] + b * x.strides[1] + i * x.strides[2];
+                    std::memcpy(to, from + at * bytes(), size_t(bytes()));
+                }
+        return reinterpret_cast<Address>(gathered_.data());
     }
 
     // Of x (I), (B,I) or (T,B,I); 0: it is none of these.
     int64_t steps_of(const Numbers& x) const {
-        if (!x.address || x.dims < 1 || x.dims > 3 || x.shape[x.dims - 1] != shape().I) return 0;
-        if (x.dims == 1) return batch() == 1;
-        if (x.shape[x.dims - 2] != batch()) return 0;
-        return x.dims == 2 ? 1 : x.shape[0];
+        if (!x.address || x.dims < 1 || x.shape[2] != shape().I || x.shape[1] != (x.dims == 1 ? 1 : batch())) return 0;
+        return x.dims == 1 && batch() != 1 ? 0 : x.shape[0];
     }
 
     // The result, and where its numbers are.
-    py::object make_array(int dims, const ssize_t* shape, Numbers& numbers) const {
+    py::object make_array(int dims, const ssize_t* shape, Address& numbers) const {
         py::array made(dtype_, std::vector<ssize_t>(shape, shape + dims));
-        numbers.address = reinterpret_cast<Address>(made.data());
+        numbers = reinterpret_cast<Address>(made.data());
         return std::move(made);
     }
-    py::object make_tensor(int dims, const ssize_t* shape, Numbers& numbers) const {
+    py::object make_tensor(int dims, const ssize_t* shape, Address& numbers) const {
         DlTensor like{};
         like.device.type = 1;
         like.ndim = dims;
@@ -151,7 +178,7 @@ private:
         if (exchange_->allocate(&like, &made, nullptr, fail) != 0 || exchange_->give(made, &tensor) != 0 ||
             exchange_->read(tensor, &like) != 0)
             throw py::error_already_set();
-        numbers.address = reinterpret_cast<Address>(like.data) + like.byte_offset;
+        numbers = reinterpret_cast<Address>(like.data) + like.byte_offset;
         return py::reinterpret_steal<py::object>(static_cast<PyObject*>(tensor));
     }
 
@@ -167,6 +194,7 @@ private:
     const DlExchange* const exchange_;  // nullptr: torch is too old to be asked
     const py::dtype dtype_;
     const double work_;
+    std::vector<char> gathered_;
     bool in_use_ = false;
 };
 

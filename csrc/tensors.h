@@ -62,24 +62,33 @@ inline bool is_negated(PyObject* tensor) {
     return answer != Py_False;
 }
 
-// Reads a tensor of floating-point numbers of `bytes` bytes on the CPU, dense; -> the address of its numbers, 0: it is
-// not laid out so. Tensors without numbers have no address, either.
-inline uintptr_t read_dense(const DlExchange& exchange, PyObject* tensor, int bytes, DlTensor& t) {
+// Reads a tensor of floating-point numbers of `bytes` bytes on the CPU; false: it is none.
+inline bool read_numbers(const DlExchange& exchange, PyObject* tensor, int bytes, DlTensor& t) {
     constexpr int cpu = 1, floating_point = 2;  // DLPack's codes
-    if (is_negated(tensor)) return 0;
+    if (is_negated(tensor)) return false;
     if (exchange.read(tensor, &t) != 0) {
         PyErr_Clear();  // whoever has no numbers in memory gets his error where each tensor is looked at
-        return 0;
+        return false;
     }
-    if (t.device.type != cpu || t.dtype.code != floating_point || t.dtype.bits != 8 * bytes || t.dtype.lanes != 1)
-        return 0;
+    return t.device.type == cpu && t.dtype.code == floating_point && t.dtype.bits == 8 * bytes && t.dtype.lanes == 1;
+}
+
+// Do the numbers follow each other? Strides are in numbers.
+inline bool is_dense(int dims, const int64_t* shape, const int64_t* strides) {
     int64_t size = 1;
-    for (int d = t.ndim - 1; d >= 0; --d) {
-        if (t.shape[d] != 1 && t.strides[d] != size) return 0;
-        size *= t.shape[d];
+    for (int d = dims - 1; d >= 0; --d) {
+        if (shape[d] != 1 && strides[d] != size) return false;
+        size *= shape[d];
     }
+    return true;
+}
+
+// Where its numbers are; 0: there are none, or they are not aligned.
+inline uintptr_t address_of(const DlTensor& t, int bytes) {
+    for (int d = 0; d < t.ndim; ++d)
+        if (!t.shape[d]) return 0;
     const uintptr_t address = reinterpret_cast<uintptr_t>(t.data) + t.byte_offset;
-    return size && address % bytes == 0 ? address : 0;
+    return address % bytes == 0 ? address : 0;
 }
 
 // How the kernels read some tensors: floating-point numbers on the CPU, dense, of these shapes.
@@ -110,9 +119,9 @@ private:
     uintptr_t address(PyObject* tensor, const Shape& shape) const {
         if (!PyObject_TypeCheck(tensor, reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()))) return 0;
         DlTensor t;
-        const uintptr_t address = read_dense(*exchange_, tensor, bytes_, t);
-        if (!address || t.ndim != int32_t(shape.size())) return 0;
-        return std::equal(shape.begin(), shape.end(), t.shape) ? address : 0;
+        const bool fits = read_numbers(*exchange_, tensor, bytes_, t) && t.ndim == int32_t(shape.size()) &&
+                          std::equal(shape.begin(), shape.end(), t.shape) && is_dense(t.ndim, t.shape, t.strides);
+        return fits ? address_of(t, bytes_) : 0;
     }
 
     const pybind11::object tensor_type_;

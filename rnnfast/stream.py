@@ -49,8 +49,8 @@ class Stream(_C.Stream):
         head: a `torch.nn.Linear` (R,O) on top of the layer, of the same dtype: y (B,O) then.
 
     Calls: stream(x, *, out=None). x is a NumPy array or a tensor on the CPU of the layer's dtype, (B,I), (T,B,I) or, if
-    B = 1, (I); y is of the same kind and has as many dimensions. `out`: where to write y instead, returned. A step of
-    contiguous numbers takes no way through Python.
+    B = 1, (I); y is of the same kind and has as many dimensions. `out`: where to write y instead, returned. Such a
+    call takes no way through Python, whatever the strides of x.
 
     Raises:
         TypeError: a layer that has no kernel, or that computes something else than its class; x of another kind.
@@ -171,7 +171,7 @@ class Stream(_C.Stream):
         return f"{type(self).__name__}({self._cell.name}, {sizes}, dtype={self.dtype})"
 
     def _call_by_hand(self, x: Any, out: Any) -> Any:
-        """What the call in C++ leaves: other strides, other kinds of arrays, errors."""
+        """What the call in C++ leaves: other kinds of arrays, other strides of `out`, errors."""
         source = _read("x", x, self.dtype)
         steps = self._steps_of(source.shape)
         y = np.empty((*source.shape[:-1], self.output_size), _numpys(self.dtype))

@@ -209,6 +209,24 @@ def test_any_layout() -> None:
         assert torch.equal(torch.as_tensor(y), expected)
 
 
+def test_any_strides() -> None:
+    """A step of sequences that lie one after another, one number for all, numbers from the last to the first."""
+    x = torch.randn(4, 10, 6)
+    tensors = [x[:, 3, :3], x[:, :, 0].t()[2:5].t(), x[:1, 0, :3].expand(4, 3), x[..., ::2].transpose(0, 1)]
+    for strided in tensors:
+        assert not strided.is_contiguous()
+        expected = rnnfast.Stream(make("LSTM", 3, 5), 4)(strided.contiguous())
+        for kind in both_kinds(strided):
+            assert torch.equal(torch.as_tensor(rnnfast.Stream(make("LSTM", 3, 5), 4)(kind)), expected)
+    backwards = x[:, 0, :3].numpy()[::-1, ::-1]
+    expected = rnnfast.Stream(make("LSTM", 3, 5), 4)(torch.tensor(backwards.copy()))
+    assert np.array_equal(rnnfast.Stream(make("LSTM", 3, 5), 4)(backwards), expected)
+    alone = x[0, 0, ::2]
+    for kind in both_kinds(alone):
+        y = torch.as_tensor(rnnfast.Stream(make("LSTM", 3, 5))(kind))
+        assert torch.equal(y, rnnfast.Stream(make("LSTM", 3, 5))(alone.contiguous()))
+
+
 def test_out() -> None:
     x = torch.randn(60, 2, 3)
     expected = rnnfast.Stream(make("LSTM", 3, 4), 2)(x)
