@@ -4,6 +4,7 @@
 
 #include "cpu/stack/layout.h"
 #include "rnnfast.h"
+#include "stream_binding.h"
 #include "tensors.h"
 
 namespace py = pybind11;
@@ -261,6 +262,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("second_float64", &second_at<double>);
     define_reservoirs<float>(m, "ReservoirsFloat32");
     define_reservoirs<double>(m, "ReservoirsFloat64");
+    define_stream(m);
     m.def("add_gram", &add_gram_at);
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);

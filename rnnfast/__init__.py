@@ -22,9 +22,10 @@ from rnnfast.modules import GRU, LSTM, RNN, GRUCell, LeakyRNN, LSTMCell, RNNCell
 if TYPE_CHECKING:
     from rnnfast import diagnose, init, optim, rl, tasks
     from rnnfast.reservoir import EchoState
+    from rnnfast.stream import Stream
 
 _SUBMODULES = ("diagnose", "init", "optim", "rl", "tasks")  # imported when first asked for: `import rnnfast` stays fast
-_LAZY = {"EchoState": "rnnfast.reservoir"}  # likewise, and the modules they are in
+_LAZY = {"EchoState": "rnnfast.reservoir", "Stream": "rnnfast.stream"}  # likewise, and the modules they are in
 
 __all__ = [
     "GRU",
@@ -35,6 +36,7 @@ __all__ = [
     "LSTMCell",
     "LeakyRNN",
     "RNNCell",
+    "Stream",
     "__version__",
     "convert",
     "diagnose",

@@ -135,6 +135,39 @@ struct StepDual {
     StepTangent<T> tangent;  // without a product of its own
 };
 
+// Columns of a product of a stream are packed in groups of so many vectors: (group,K,vector of the group,lane).
+constexpr int affine_group = 8;
+
+// out[r] = bias + W a[r] for few rows r, in groups [group0, group1) of columns. W is packed, bias and out have whole
+// vectors.
+template <class T>
+struct Affine {
+    int64_t rows, K;
+    const T* a;  // (rows,K), a_stride numbers from row to row
+    ptrdiff_t a_stride;
+    int64_t vectors;  // of columns
+    int64_t group0, group1;
+    const T* packed;
+    const T* bias;  // (vectors,V)
+    T* out;         // (rows,vectors,V), out_stride numbers from row to row
+    ptrdiff_t out_stride;
+};
+
+// The cell of a stream's step, of vectors [vector0, vector1) of units. All rows have whole vectors.
+template <class T>
+struct StreamStep {
+    int64_t rows, vector0, vector1;
+    const T* z_x;  // rows (H/V,G,V), what the input brings
+    ptrdiff_t z_x_stride;
+    const T* z_h;  // rows (H/V,G,V), what h_{t-1} brings
+    ptrdiff_t z_h_stride;
+    const T* c_prev;  // rows (H), may be c
+    T* c;             // rows (H)
+    ptrdiff_t c_stride;
+    T* m;  // rows (H): h, or what is projected to h
+    ptrdiff_t m_stride;
+};
+
 // What one instruction set does for one cell.
 template <class T>
 struct CellKernels {
@@ -143,6 +176,7 @@ struct CellKernels {
     void (*step_tangent)(const StepTangent<T>&);
     void (*step_second)(const StepSecond<T>&);
     void (*step_dual)(const StepDual<T>&);
+    void (*stream_step)(const StreamStep<T>&);
 };
 
 // Units of a reservoir: h = (1 - leak) h_prev + leak f(h + scale * sum) + noise, where `sum` is the recurrent product.
@@ -202,6 +236,7 @@ struct Kernels {
     void (*product)(const Product<T>&);
     void (*direct_product)(const DirectProduct<T>&);
     const CellKernels<T>* cells;  // by Cell::index
+    void (*affine)(const Affine<T>&);
     void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
     void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
     void (*wide_reservoir_step)(const WideReservoirStep<T>&);

@@ -3,6 +3,7 @@
 // linker could pick this copy, with instructions the CPU lacks, for everybody.
 #include "cell_steps.h"
 #include "reservoir_steps.h"
+#include "stream_steps.h"
 #include "tables.h"
 
 namespace rnnfast {
@@ -44,7 +45,7 @@ struct Table;
 template <class T, class... Cells>
 struct Table<T, CellList<Cells...>> {
     static constexpr CellKernels<T> cells[] = {{step<Cells, T>, step_backward<Cells, T>, step_tangent<Cells, T>,
-                                                step_second<Cells, T>, step_dual<Cells, T>}...};
+                                                step_second<Cells, T>, step_dual<Cells, T>, stream_step<Cells, T>}...};
     static constexpr Kernels<T> all = {lanes_of<T>,
                                        max_tile_rows,
                                        pack_transposed<T>,
@@ -52,6 +53,7 @@ struct Table<T, CellList<Cells...>> {
                                        product<T>,
                                        direct_product<T>,
                                        cells,
+                                       affine<T>,
                                        dense_reservoir_step<T>,
                                        sparse_reservoir_step<T>,
                                        wide_reservoir_step<T>,

@@ -2,19 +2,12 @@
 
 #include <omp.h>
 #include <pthread.h>
-#include <sched.h>
 
 namespace rnnfast {
 namespace {
 
 std::atomic<bool> forked{false};
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
-
-inline void pause_cpu() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
 
 }  // namespace
 
@@ -33,22 +26,6 @@ bool run_parallel(int threads, const std::function<void(int)>& body) {
             granted = false;
     }
     return granted;
-}
-
-void Barrier::wait() {
-    if (count_ == 1) return;
-    const uint32_t round = round_.load(std::memory_order_relaxed);
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-        waiting_.store(0, std::memory_order_relaxed);
-        round_.store(round + 1, std::memory_order_release);
-        return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-        if (spins < 4096)
-            pause_cpu();
-        else
-            sched_yield();
-    }
 }
 
 }  // namespace rnnfast
