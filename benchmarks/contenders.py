@@ -62,7 +62,7 @@ def make_module(library: ModuleType, shape: Shape) -> torch.nn.Module:
     """`library`.LSTM, `library`.RNN or `library`.GRU of a shape."""
     options = {"num_layers": shape.L, "bidirectional": shape.D == 2, "dtype": getattr(torch, shape.dtype)}
     if shape.cell != "lstm":
-        return {"rnn": library.RNN, "gru": library.GRU}[shape.cell](shape.I, shape.H, **options)
+        return getattr(library, shape.cell.upper())(shape.I, shape.H, **options)
     return library.LSTM(shape.I, shape.H, proj_size=shape.P, **options)
 
 

@@ -65,7 +65,7 @@ def _make(name: str, job: Job, data: Data, device: str) -> torch.nn.Module:
 
 def make_cell(library: ModuleType, shape: Shape) -> torch.nn.Module:
     """`library`.LSTMCell, RNNCell or GRUCell; `rnnfast.convert` gives the same as rnnfast's."""
-    kind = {"lstm": library.LSTMCell, "rnn": library.RNNCell, "gru": library.GRUCell}[shape.cell]
+    kind = getattr(library, f"{shape.cell.upper()}Cell")
     return kind(shape.I, shape.H, dtype=getattr(torch, shape.dtype))
 
 

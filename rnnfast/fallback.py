@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from types import FrameType
 
 import torch
 
@@ -20,7 +22,14 @@ def warn_once(reason: str) -> None:
     if reason in _warned or torch.compiler.is_compiling():
         return
     _warned.add(reason)
-    # The frames between here and the user's call are _has_kernel, _fits, forward, and two of torch.nn.Module.
-    warnings.warn(
-        f"rnnfast has no kernel for {reason}; torch's own operators run instead", FallbackWarning, stacklevel=7
-    )
+    message = f"rnnfast has no kernel for {reason}; torch's own operators run instead"
+    warnings.warn(message, FallbackWarning, stacklevel=_frames_to_user())
+
+
+def _frames_to_user() -> int:
+    """From `warn_once` on: ours, and those of torch.nn.Module's call."""
+    frame: FrameType | None = sys._getframe(1)
+    count = 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("rnnfast.", "torch.nn.modules.module")):
+        frame, count = frame.f_back, count + 1
+    return count

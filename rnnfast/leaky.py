@@ -63,7 +63,8 @@ class LeakyRNN(Layer):
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-        given = torch.as_tensor(leak, dtype=torch.float64).detach()
+        given = torch.tensor(leak, device="cpu") if isinstance(leak, (int, float)) else leak.detach()
+        given = given.double()
         if given.shape not in ((), (hidden_size,)):
             raise ValueError(f"leak: expected a number or shape ({hidden_size},), got shape {tuple(given.shape)}")
         if not bool(((given > 0) & ((given < 1) if learn_leak else (given <= 1))).all()):

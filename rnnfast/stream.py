@@ -20,8 +20,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from rnnfast import _C, modules
-from rnnfast._autograd import nodes
+from rnnfast import _C
+from rnnfast._backends.cells import BY_MODE
+from rnnfast._layer import Layer
 
 __all__ = ["Stream"]
 
@@ -43,8 +44,8 @@ class Stream(_C.Stream):
     thread at a time may use a stream.
 
     Args:
-        layer: `rnnfast.LSTM` or `RNN`, or torch.nn's, with any number of layers, projected or not, on any device;
-            float32 or float64; not bidirectional.
+        layer: `rnnfast.LSTM`, `GRU`, `RNN` or `LeakyRNN`, or torch.nn's, with any number of layers, projected or not,
+            on any device; float32 or float64; not bidirectional.
         batch_size: B, how many sequences run side by side.
         head: a `torch.nn.Linear` (R,O) on top of the layer, of the same dtype: y (B,O) then.
 
@@ -66,7 +67,7 @@ class Stream(_C.Stream):
         _check_layer(layer)
         _check_head(head, layer)
         super().__init__(
-            cell=_C.cells()[nodes.CELLS[layer.mode]].name,
+            cell=BY_MODE[layer.mode].name,
             I=layer.input_size,
             H=layer.hidden_size,
             P=layer.proj_size,
@@ -207,16 +208,15 @@ class Stream(_C.Stream):
     def _empty_state(self) -> tuple[Tensor, Tensor | None]:
         L, B, H = self.num_layers, self.batch_size, self.hidden_size
         h, c = (torch.empty((L, B, size), dtype=self.dtype, device="cpu") for size in (self.proj_size or H, H))
-        return h, c if self._cell.has_state else None
+        return h, c if self._cell.state == "own" else None
 
     def _weight_shapes(self) -> list[tuple[int, ...]]:
         assert self.layer is not None
-        GH, R = self._cell.gates * self.hidden_size, self.proj_size or self.hidden_size
+        H, R, cell = self.hidden_size, self.proj_size or self.hidden_size, BY_MODE[self.layer.mode]
         shapes: list[tuple[int, ...]] = []
         for layer in range(self.num_layers):
-            shapes += [(GH, R if layer else self.input_size), (GH, R)]
-            shapes += [(GH,), (GH,)] if self.layer.bias else []
-            shapes += [(R, self.hidden_size)] if self.proj_size else []
+            width = R if layer else self.input_size
+            shapes += cell.weight_shapes(H, width, self.proj_size, self.layer.bias)
         if self.head is not None:
             shapes += [(self.output_size, R)]
             shapes += [(self.output_size,)] if self.head.bias is not None else []
@@ -224,10 +224,9 @@ class Stream(_C.Stream):
 
 
 def _check_layer(layer: object) -> None:
-    if not isinstance(layer, RNNBase) or layer.mode not in nodes.CELLS:
-        known = ", ".join(name for name in ("LSTM", "GRU", "RNN") if hasattr(modules, name))
-        raise TypeError(f"layer: expected one of {known}, got {type(layer).__name__}")
-    forwards = {base.forward for base in (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN, modules._Layer)}
+    if not isinstance(layer, RNNBase) or layer.mode not in BY_MODE:
+        raise TypeError(f"layer: expected one of LSTM, GRU, RNN, LeakyRNN, got {type(layer).__name__}")
+    forwards = {base.forward for base in (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN, Layer)}
     if type(layer).forward not in forwards or "forward" in vars(layer):
         raise TypeError(f"layer: {type(layer).__name__} has a forward of its own, which a stream would not run")
     if layer.bidirectional:
@@ -262,7 +261,10 @@ def _weights_of(layer: RNNBase, head: torch.nn.Linear | None) -> list[Tensor]:
     """What the layer would compute with now."""
     for hook in layer._forward_pre_hooks.values():
         hook(layer, ())
-    weights: list[Tensor] = [getattr(layer, name) for name in layer._flat_weights_names]
+    if isinstance(layer, Layer):
+        weights = layer._kernel_weights()
+    else:
+        weights = [getattr(layer, name) for name in layer._flat_weights_names]
     if head is not None:
         weights += [head.weight] if head.bias is None else [head.weight, head.bias]
     return weights

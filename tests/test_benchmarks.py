@@ -366,13 +366,13 @@ def test_torch_is_left_out_only_where_it_fails(cell, kind, monkeypatch):
 def test_wrong_derivatives_are_found(cell, kind, monkeypatch):
     """Of a layer that computes another function."""
 
-    class Wrong(rnnfast.LSTM if cell == "lstm" else rnnfast.RNN):
+    class Wrong(getattr(rnnfast, cell.upper())):
         def forward(self, x, hx=None):
             y, state = super().forward(x, hx)
             return 1.01 * y, state
 
     job = Job(Shape(cell, 4, 3, 5, 6), kind, kind)
-    monkeypatch.setitem(contenders.LIBRARIES, "rnnfast", SimpleNamespace(LSTM=Wrong, RNN=Wrong))
+    monkeypatch.setitem(contenders.LIBRARIES, "rnnfast", SimpleNamespace(LSTM=Wrong, RNN=Wrong, GRU=Wrong))
     failures = run.find_failures(derivatives.make_contenders(job, "cpu"), run.TOLERANCES["float32", "cpu"])
     assert ": off by" in failures["rnnfast"]
 
@@ -678,7 +678,7 @@ def test_without_onnx_runtime_its_rows_are_left_out(capsys, monkeypatch):
         (["--preset", "gpu"], "with --device cuda only"),
         (["--threads", "0"], "expected at least 1, got 0"),
         (["--filter", "nothing"], "leave nothing to measure"),
-        (["--cells", "gru"], "leave nothing to measure"),
+        (["--cells", "peephole"], "leave nothing to measure"),
         (["--filter", "("], "invalid"),
         (["--json", "no/such/folder.json"], "no folder no/such"),
         (["--preset", "derivatives", "--plot", "derivatives.png"], "there is no plot"),

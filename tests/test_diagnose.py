@@ -365,7 +365,7 @@ def test_plot() -> None:
 
 def test_errors() -> None:
     layer, x = rnnfast.RNN(I, H), torch.randn(T, B, I)
-    with pytest.raises(TypeError, match=r"layer should be a rnnfast.LSTM or rnnfast.RNN, got GRU"):
+    with pytest.raises(TypeError, match=r"layer should be a recurrent layer of rnnfast, got GRU"):
         gradient_flow(nn.GRU(I, H), lambda: x.sum())
     with pytest.raises(RuntimeError, match="should call the layer once, it called it 0 times"):
         gradient_flow(layer, lambda: x.sum())

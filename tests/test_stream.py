@@ -30,6 +30,10 @@ LAYERS: list[tuple[str, int, int, int, Options]] = [
     ("LSTM", 7, 4, 80, {"num_layers": 2, "batch_first": True}),
     ("LSTM", 70, 3, 9, {"proj_size": 8}),
     ("RNN", 1, 2, 16, {"num_layers": 2}),
+    ("GRU", 1, 3, 4, {"num_layers": 2}),
+    ("GRU", 4, 5, 33, {"bias": False}),
+    ("LeakyRNN", 2, 3, 20, {"num_layers": 2, "leak": 0.3}),
+    ("LeakyRNN", 1, 3, 17, {"nonlinearity": "relu", "leak": 0.5, "learn_leak": True}),
     ("RNN", 4, 7, 130, {"nonlinearity": "relu"}),
     ("RNN", 2, 33, 5, {"bias": False, "num_layers": 2}),
 ]

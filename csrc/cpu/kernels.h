@@ -157,12 +157,13 @@ struct Affine {
 template <class T>
 struct StreamStep {
     int64_t rows, vector0, vector1;
-    const T* z_x;  // rows (H/V,G,V), what the input brings
+    const T* z_x;  // rows (H/V,Cell::input_gates,V), what the input brings
     ptrdiff_t z_x_stride;
-    const T* z_h;  // rows (H/V,G,V), what h_{t-1} brings
+    const T* z_h;  // rows (H/V,Cell::recurrent_gates,V), what h_{t-1} brings
     ptrdiff_t z_h_stride;
-    const T* c_prev;  // rows (H), may be c
-    T* c;             // rows (H)
+    const T* unit;    // (H/V,U,V) unit parameters
+    const T* c_prev;  // rows (H) of the state, may be c
+    T* c;             // rows (H), of a cell with a state of its own
     ptrdiff_t c_stride;
     T* m;  // rows (H): h, or what is projected to h
     ptrdiff_t m_stride;

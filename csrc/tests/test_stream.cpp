@@ -38,13 +38,15 @@ struct Case {
 
 // Every remainder of a vector, of a group of vectors and of a tile of rows.
 const Case cases[] = {
-    {"lstm", 1, 1, 1, 0, 1, true, 0, false},   {"tanh", 1, 1, 1, 0, 1, false, 1, true},
-    {"lstm", 1, 3, 4, 0, 2, true, 2, true},    {"lstm", 1, 1, 16, 0, 1, true, 1, false},
-    {"lstm", 1, 17, 33, 0, 1, true, 0, false}, {"relu", 1, 5, 80, 0, 2, true, 3, true},
-    {"tanh", 1, 2, 130, 0, 1, true, 0, false}, {"lstm", 1, 9, 40, 7, 3, true, 0, false},
-    {"lstm", 3, 4, 21, 20, 1, false, 5, true}, {"tanh", 2, 7, 9, 0, 3, true, 0, false},
-    {"lstm", 7, 2, 19, 0, 2, true, 17, true},  {"relu", 13, 33, 24, 0, 1, false, 0, false},
-    {"lstm", 50, 3, 10, 3, 2, true, 0, false}, {"lstm", 1, 200, 2, 0, 1, true, 0, false},
+    {"lstm", 1, 1, 1, 0, 1, true, 0, false},        {"tanh", 1, 1, 1, 0, 1, false, 1, true},
+    {"lstm", 1, 3, 4, 0, 2, true, 2, true},         {"lstm", 1, 1, 16, 0, 1, true, 1, false},
+    {"lstm", 1, 17, 33, 0, 1, true, 0, false},      {"relu", 1, 5, 80, 0, 2, true, 3, true},
+    {"tanh", 1, 2, 130, 0, 1, true, 0, false},      {"lstm", 1, 9, 40, 7, 3, true, 0, false},
+    {"lstm", 3, 4, 21, 20, 1, false, 5, true},      {"tanh", 2, 7, 9, 0, 3, true, 0, false},
+    {"lstm", 7, 2, 19, 0, 2, true, 17, true},       {"relu", 13, 33, 24, 0, 1, false, 0, false},
+    {"gru", 1, 3, 33, 0, 2, true, 2, true},         {"gru", 5, 4, 20, 0, 1, false, 0, false},
+    {"leaky_tanh", 1, 3, 17, 0, 2, true, 0, false}, {"leaky_relu", 3, 3, 40, 0, 1, true, 0, false},
+    {"lstm", 50, 3, 10, 3, 2, true, 0, false},      {"lstm", 1, 200, 2, 0, 1, true, 0, false},
 };
 
 constexpr int64_t steps = 60;  // more than a block of them
@@ -57,11 +59,12 @@ std::vector<double> expected_outputs(const StreamShape& s, int64_t B, std::vecto
     const Shape shape{s.cell, steps, B, s.I, s.H, s.P, s.L, 1, s.bias, nullptr};
     std::vector<std::vector<T>> own;
     for (const std::vector<From>& w : weights) own.emplace_back(w.begin(), w.end());
-    const size_t each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0);
+    const size_t own_unit = s.cell->unit_parameters ? 1 : 0, each = 2 + (s.bias ? 2 : 0) + (s.P ? 1 : 0) + own_unit;
     std::vector<Parameters<const T*>> parameters;
     for (size_t i = 0; i < each * size_t(s.L); i += each)
         parameters.push_back({own[i].data(), own[i + 1].data(), s.bias ? own[i + 2].data() : nullptr,
-                              s.bias ? own[i + 3].data() : nullptr, s.P ? own[i + each - 1].data() : nullptr});
+                              s.bias ? own[i + 3].data() : nullptr, s.P ? own[i + each - 1].data() : nullptr,
+                              own_unit ? own[i + each - 1].data() : nullptr});
     const std::vector<T> own_x(x.begin(), x.end()), h0(h.begin(), h.end()), c0(c.begin(), c.end());
     const int64_t R = s.recurrent(), rows = steps * B;
     std::vector<T> top(size_t(rows * R)), h_n(h.size()), c_n(c.size());
@@ -96,7 +99,7 @@ void check_numbers(const Case& which) {
     std::vector<std::vector<T>> weights = draw_parameters<T>(random, *stream);
     stream->set_parameters(pointers_to<const void*>(weights));
     const std::vector<T> x = draw<T>(random, steps * B * s.I), h = draw<T>(random, s.L * B * R);
-    const std::vector<T> c = draw<T>(random, s.cell->has_state ? s.L * B * s.H : 0);
+    const std::vector<T> c = draw<T>(random, s.cell->has_c() ? s.L * B * s.H : 0);
     std::vector<T> y(size_t(steps * B * s.output())), one_by_one(y.size()), by_threads(y.size());
 
     stream->set_state(h.data(), c.data());

@@ -35,7 +35,7 @@ class Cell:
     """A cell whose h_t is its only gate; others are its subclasses.
 
     Attributes:
-        mode: torch's name of it, as in the attribute `mode` of its modules.
+        mode: torch's name of it, as in the attribute `mode` of its modules; name: that of csrc/cells.
         index: its place in CELLS and in csrc/cells/list.h.
         gates: G, slots of pre-activations.
         input, recurrent: the slots that W_ih x and W_hh h add to.
@@ -47,7 +47,7 @@ class Cell:
     """
 
     def __init__(self, mode: str, traits: _C.Cell, nonlinearities: Sequence[Nonlinearity]) -> None:
-        self.mode, self.index, self.gates = mode, traits.index, traits.gates
+        self.mode, self.name, self.index, self.gates = mode, traits.name, traits.index, traits.gates
         self.input, self.recurrent = (
             slice(first, first + count) for first, count in (traits.input_gates, traits.recurrent_gates)
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,14 +116,14 @@ def shape_of(s: Sizes, batch_sizes: int, resets: int = 0) -> _C.Shape:
 class _Padded(NamedTuple):
     sizes: Sizes
     shapes: Shapes
-    shape: _C.Shape
+    shape: Any  # _C.Shape; None of sizes that no tensors can have, which will be said of one of them
 
 
 @lru_cache(maxsize=512)
-def _padded(stack: Stack, x: Shape, w_hh: Shape, weights: int, dtype: torch.dtype) -> _Padded:
+def _padded(stack: Stack, x: Shape, rows: int, R: int, weights: int, dtype: torch.dtype) -> _Padded:
     """All that is the same for every padded call of these shapes."""
-    s = sizes_of(stack, x, w_hh, weights)
-    return _Padded(s, shapes_of(s, dtype), shape_of(s, 0))
+    s = sizes_of(stack, x, rows, R, weights)
+    return _Padded(s, shapes_of(s, dtype), shape_of(s, 0) if s.H else None)
 
 
 class _Call:
@@ -135,7 +135,8 @@ class _Call:
         self.dtype = x.dtype
         if self.dtype not in _SUFFIX or not x.is_cpu:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
-        of = stack, x.shape, inputs.weights[1].shape, len(inputs.weights)
+        weights = inputs.weights
+        of = stack, x.shape, weights[0].size(0), weights[1].size(1), len(weights)
         if batch_sizes is None:
             self.sizes, self.shapes, self.shape = _padded(*of, self.dtype)
         else:

@@ -32,9 +32,9 @@ class Sizes(NamedTuple):
         return self.P or self.H
 
 
-def sizes_of(stack: Stack, x: Shape, w_hh: Shape, weights: int, batch_sizes: Tensor | None = None) -> Sizes:
-    """From the shapes of x and the first w_hh, and the number of weights."""
-    H, _, P = stack.sizes_of_units(w_hh, weights)
+def sizes_of(stack: Stack, x: Shape, rows: int, R: int, weights: int, batch_sizes: Tensor | None = None) -> Sizes:
+    """From the shape of x, the rows of the first w_ih, the columns of the first w_hh, and the number of weights."""
+    H, _, P = stack.sizes_of_units(rows, R, weights)
     if batch_sizes is None:
         T, B, I = x  # noqa: E741
         return Sizes(stack, T, B, I, H, P, T * B, False)
@@ -43,7 +43,8 @@ def sizes_of(stack: Stack, x: Shape, w_hh: Shape, weights: int, batch_sizes: Ten
 
 
 def sizes_of_call(stack: Stack, inputs: Inputs, batch_sizes: Tensor | None) -> Sizes:
-    return sizes_of(stack, inputs.x.shape, inputs.weights[1].shape, len(inputs.weights), batch_sizes)
+    w_ih, w_hh, *_ = inputs.weights
+    return sizes_of(stack, inputs.x.shape, w_ih.size(0), w_hh.size(1), len(inputs.weights), batch_sizes)
 
 
 def sizes_of_past(past: Past) -> Sizes:

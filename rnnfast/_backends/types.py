@@ -37,16 +37,17 @@ class Stack(NamedTuple):
         """Weights of one layer and direction."""
         return len(weights) // (self.L * self.D)
 
-    def sizes_of_units(self, w_hh: Sequence[int], weights: int) -> tuple[int, int, int]:
-        """H, R, and P, which is 0 without projection: from the shape of a w_hh and the number of weights."""
+    def sizes_of_units(self, rows: int, R: int, weights: int) -> tuple[int, int, int]:
+        """H, R, and P, which is 0 without projection: from the rows of a w_ih, the columns of a w_hh and the number of
+        weights."""
         cell = self.cell
-        H, R = int(w_hh[0]) // (cell.recurrent.stop - cell.recurrent.start), int(w_hh[1])
+        H, R = int(rows) // (cell.input.stop - cell.input.start), int(R)
         projected = cell.projects and weights == self.L * self.D * cell.weights_each(self.bias, True)
         return H, R, R if projected else 0
 
     def units(self, weights: Sequence[Tensor]) -> tuple[int, int, int]:
         """H, R, P"""
-        return self.sizes_of_units(weights[1].shape, len(weights))
+        return self.sizes_of_units(weights[0].size(0), weights[1].size(1), len(weights))
 
 
 class Constants(NamedTuple):

@@ -2,11 +2,7 @@
 // whole vectors: what fills them up is computed along and never read by a product.
 #pragma once
 
-// clang-format off: the cells need the functions of the vectors that they are written for
-#include "math.h"
-#include "tile.h"
-#include "../../cells/list.h"
-// clang-format on
+#include "cell_steps.h"
 
 namespace rnnfast {
 namespace {
@@ -116,19 +112,26 @@ void affine(const Affine<T>& p) {
 
 template <class Cell, class T>
 void stream_step(const StreamStep<T>& s) {
-    constexpr int V = lanes_of<T>, G = Cell::gates;
+    constexpr int V = lanes_of<T>, G = Cell::gates, U = Cell::unit_parameters;
+    constexpr Slots input = Cell::input_gates, recurrent = Cell::recurrent_gates;
     for (int64_t r = 0; r < s.rows; ++r) {
-        const T* z_x = s.z_x + r * s.z_x_stride + s.vector0 * G * V;
-        const T* z_h = s.z_h + r * s.z_h_stride + s.vector0 * G * V;
-        for (int64_t j = s.vector0 * V; j < s.vector1 * V; j += V, z_x += G * V, z_h += G * V) {
-            Vec<T> z[G], a[G], c = {};
+        const T* z_x = s.z_x + r * s.z_x_stride + s.vector0 * input.count * V;
+        const T* z_h = s.z_h + r * s.z_h_stride + s.vector0 * recurrent.count * V;
+        const T* unit = s.unit + s.vector0 * U * V;
+        for (int64_t j = s.vector0 * V; j < s.vector1 * V; j += V) {
+            Vec<T> z[G] = {}, a[G], p[room_for_unit<Cell>] = {}, c = {};
 #pragma GCC unroll 4
-            for (int g = 0; g < G; ++g) z[g] = load(z_x + g * V) + load(z_h + g * V);
+            for (int g = 0; g < input.count; ++g) z[input.first + g] = load(z_x + g * V);
+#pragma GCC unroll 4
+            for (int g = 0; g < recurrent.count; ++g) z[recurrent.first + g] += load(z_h + g * V);
+            if constexpr (U > 0)
+                for (int u = 0; u < U; ++u) p[u] = load(unit + u * V);
             Cell::activate(z, a);
-            if constexpr (Cell::has_state) c = load(s.c_prev + r * s.c_stride + j);
-            const Vec<T> m = Cell::combine(a, c);
-            if constexpr (Cell::has_state) store(s.c + r * s.c_stride + j, c);
+            if constexpr (Cell::state != State::none) c = load(s.c_prev + r * s.c_stride + j);
+            const Vec<T> m = combine<Cell>(a, c, p);
+            if constexpr (Cell::state == State::own) store(s.c + r * s.c_stride + j, c);
             store(s.m + r * s.m_stride + j, m);
+            z_x += input.count * V, z_h += recurrent.count * V, unit += U * V;
         }
     }
 }

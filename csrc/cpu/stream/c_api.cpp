@@ -80,14 +80,14 @@ rnnfast_status run(rnnfast_stream* stream, int64_t count, const T* x, T* y) {
 
 template <class T>
 rnnfast_status get_state(const rnnfast_stream* stream, T* h, T* c) {
-    const rnnfast_status fault = fault_of<T>(stream, h && (c || !stream || !stream->stream->shape.cell->has_state));
+    const rnnfast_status fault = fault_of<T>(stream, h && (c || !stream || !stream->stream->shape.cell->has_c()));
     if (fault == RNNFAST_OK) stream->stream->get_state(h, c);
     return fault;
 }
 
 template <class T>
 rnnfast_status set_state(rnnfast_stream* stream, const T* h, const T* c) {
-    const rnnfast_status fault = fault_of<T>(stream, h && (c || !stream || !stream->stream->shape.cell->has_state));
+    const rnnfast_status fault = fault_of<T>(stream, h && (c || !stream || !stream->stream->shape.cell->has_c()));
     if (fault == RNNFAST_OK) stream->stream->set_state(h, c);
     return fault;
 }
@@ -122,7 +122,7 @@ rnnfast_status rnnfast_get_sizes(const rnnfast_stream* stream, rnnfast_sizes* si
     if (!stream || !sizes) return RNNFAST_ARGUMENT;
     const rnnfast::AnyStream& it = *stream->stream;
     const rnnfast::StreamShape& s = it.shape;
-    *sizes = {it.B, s.I, s.H, s.L, s.recurrent(), s.output(), it.number_bytes(), s.cell->has_state};
+    *sizes = {it.B, s.I, s.H, s.L, s.recurrent(), s.output(), it.number_bytes(), s.cell->has_c()};
     return RNNFAST_OK;
 }
 

@@ -52,9 +52,11 @@ uint32_t crc32(const uint8_t* bytes, size_t size) {
 // Of all parameters: cannot overflow, whatever sizes a file has.
 unsigned __int128 count_parameters(const StreamShape& s) {
     using Count = unsigned __int128;
-    const Count G = Count(s.cell->gates), H = Count(s.H), R = Count(s.recurrent()), L = Count(s.L), O = Count(s.O);
+    const Count G = Count(s.cell->input_gates.count), H = Count(s.H), R = Count(s.recurrent()), L = Count(s.L),
+                O = Count(s.O);
     const Count inputs = Count(s.I) + (L - 1) * R;  // of all layers
-    return G * H * (inputs + L * R + (s.bias ? 2 * L : 0)) + L * Count(s.P) * H + O * (R + (s.readout_bias ? 1 : 0));
+    return G * H * (inputs + L * R + (s.bias ? 2 * L : 0)) + L * Count(s.cell->unit_parameters) * H +
+           L * Count(s.P) * H + O * (R + (s.readout_bias ? 1 : 0));
 }
 
 // Names the first thing that is wrong; "": nothing.

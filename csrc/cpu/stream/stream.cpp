@@ -28,7 +28,8 @@ void for_each_row(const Placement& at, Copy copy) {
             const int64_t vector = unit / at.lanes * at.slots + slot;
             const int64_t first = vector / affine_group * affine_group;
             const int64_t width = std::min<int64_t>(affine_group, at.vectors() - first);
-            copy(slot * at.size + unit, (first * at.K + vector - first) * at.lanes + unit % at.lanes, width * at.lanes);
+            copy((at.gates ? at.gates[slot] : slot) * at.size + unit,
+                 (first * at.K + vector - first) * at.lanes + unit % at.lanes, width * at.lanes);
         }
 }
 
@@ -36,13 +37,14 @@ void for_each_row(const Placement& at, Copy copy) {
 
 double StreamShape::work() const {
     double all = double(O) * double(recurrent()) + double(L) * double(P) * double(H);
-    for (int64_t l = 0; l < L; ++l) all += double(cell->gates) * double(H) * double(input(l) + recurrent());
+    const double x = cell->input_gates.count, h = cell->recurrent_gates.count;
+    for (int64_t l = 0; l < L; ++l) all += double(H) * (x * double(input(l)) + h * double(recurrent()));
     return all;
 }
 
 template <class T>
-Stream<T>::Product::Product(int64_t size, int64_t slots, int64_t K, int64_t lanes)
-    : at{size, slots, K, lanes},
+Stream<T>::Product::Product(int64_t size, int64_t slots, int64_t K, int64_t lanes, const int* gates)
+    : at{size, slots, K, lanes, gates},
       vectors(at.vectors()),
       groups(at.groups()),
       w(zeros<T>(at.packed())),
@@ -59,13 +61,16 @@ Stream<T>::Stream(const StreamShape& s, int64_t B)
       unit_vectors_(H_ / lanes_),
       block_(std::max<int64_t>(1, block_rows / B)),
       readout_(s.O, 1, s.recurrent(), lanes_) {
-    const int64_t G = s.cell->gates, R = s.recurrent();
+    const int64_t R = s.recurrent();
+    const Slots x = s.cell->input_gates, h = s.cell->recurrent_gates;
+    const int* const gates = s.cell->torch_gates;
     for (int64_t l = 0; l < s.L; ++l)
-        layers_.push_back({Product(s.H, G, s.input(l), lanes_), Product(s.H, G, R, lanes_),
-                           Product(s.P, 1, s.H, lanes_), zeros<T>((block_ + 1) * B * R_),
-                           zeros<T>(s.cell->has_state ? B * H_ : 0)});
-    z_x_ = zeros<T>(block_ * B * G * H_);
-    z_h_ = zeros<T>(B * G * H_);
+        layers_.push_back({Product(s.H, x.count, s.input(l), lanes_, gates + x.first),
+                           Product(s.H, h.count, R, lanes_, gates + h.first), Product(s.P, 1, s.H, lanes_),
+                           zeros<T>((block_ + 1) * B * R_), zeros<T>(s.cell->has_c() ? B * H_ : 0),
+                           zeros<T>(s.cell->unit_parameters * H_)});
+    z_x_ = zeros<T>(block_ * B * x.count * H_);
+    z_h_ = zeros<T>(B * h.count * H_);
     m_ = zeros<T>(s.P ? B * H_ : 0);
     y_ = zeros<T>(block_ * B * O_);
 }
@@ -75,13 +80,14 @@ std::vector<typename Stream<T>::Array> Stream<T>::arrays() const {
     std::vector<Array> all;
     const auto add_weight = [&](const Product& p) { all.push_back({p.at, p.w.get()}); };
     const auto add_bias = [&](const Product& p) {
-        all.push_back({{p.at.size, p.at.slots, 1, p.at.lanes}, p.bias.get()});
+        all.push_back({{p.at.size, p.at.slots, 1, p.at.lanes, p.at.gates}, p.bias.get()});
     };
     for (const Layer& layer : layers_) {
         add_weight(layer.x);
         add_weight(layer.h);
         if (shape.bias) add_bias(layer.x), add_bias(layer.h);
         if (layer.hr.exists()) add_weight(layer.hr);
+        if (layer.unit) all.push_back({{shape.H, shape.cell->unit_parameters, 1, lanes_}, layer.unit.get()});
     }
     if (readout_.exists()) add_weight(readout_);
     if (readout_.exists() && shape.readout_bias) add_bias(readout_);
@@ -180,13 +186,13 @@ int64_t Stream<T>::work(int64_t steps, const T* x, T* y, const Part& my, Wait wa
 template <class T>
 template <class Wait>
 void Stream<T>::run_layer(int64_t l, int64_t now, int64_t steps, const T* x, const Part& my, Wait wait) {
-    const int64_t R = R_, H = H_, GH = shape.cell->gates * H;
+    const int64_t R = R_, H = H_, XH = shape.cell->input_gates.count * H, GH = shape.cell->recurrent_gates.count * H;
     Layer& layer = layers_[size_t(l)];
     const bool projected = layer.hr.exists();
     const T* const input = l ? hidden(layers_[size_t(l - 1)], now + 1) : x;
     const int64_t input_stride = l ? R : shape.I;
     for_rows(steps, my, [&](int64_t row, int64_t rows) {
-        multiply(layer.x, rows, input + row * input_stride, input_stride, z_x_.get() + row * GH, my);
+        multiply(layer.x, rows, input + row * input_stride, input_stride, z_x_.get() + row * XH, my);
     });
     const Range units = my.of(unit_vectors_);
     const int64_t b = my.sequences.begin;
@@ -196,8 +202,10 @@ void Stream<T>::run_layer(int64_t l, int64_t now, int64_t steps, const T* x, con
         T* const m = projected ? m_.get() + b * H : h;
         multiply(layer.h, my.rows(), h_prev, R, z_h, my);
         wait();
-        kernel_.cells[shape.cell->index].stream_step(
-            {my.rows(), units.begin, units.end, z_x_.get() + row * GH, GH, z_h, GH, c, c, H, m, projected ? H : R});
+        const bool carries_h = shape.cell->carries_h();
+        kernel_.cells[shape.cell->index].stream_step({my.rows(), units.begin, units.end, z_x_.get() + row * XH, XH, z_h,
+                                                      GH, layer.unit.get(), carries_h ? h_prev : c, c,
+                                                      carries_h ? R : H, m, projected ? H : R});
         wait();
         if (!projected) continue;
         multiply(layer.hr, my.rows(), m, H, h, my);

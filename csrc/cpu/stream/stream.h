@@ -33,6 +33,7 @@ struct StreamShape {
 struct Placement {
     int64_t size;  // rows of one gate
     int64_t slots, K, lanes;
+    const int* gates = nullptr;  // [slots] which of the matrix' gates a slot is; nullptr: in the same order
 
     int64_t rows() const { return size * slots; }
     int64_t vectors() const { return (size + lanes - 1) / lanes * slots; }
@@ -47,7 +48,8 @@ public:
 
     virtual int number_bytes() const = 0;
     // Arrays as get_parameters() and set_parameters() take them, numbers in each: for each layer w_ih (G*H,I),
-    // w_hh (G*H,R), b_ih (G*H), b_hh (G*H) if biased, w_hr (P,H) if projected; of a readout w (O,R), b (O) if biased.
+    // w_hh (G*H,R), b_ih (G*H), b_hh (G*H) if biased, w_hr (P,H) if projected, unit parameters (U,H); of a readout w
+    // (O,R), b (O) if biased.
     virtual std::vector<int64_t> parameter_sizes() const = 0;
     virtual void set_parameters(const std::vector<const void*>& arrays) = 0;
     virtual void get_parameters(const std::vector<void*>& arrays) const = 0;
@@ -95,13 +97,14 @@ private:
         int64_t vectors, groups;  // of `at`: a small step has no time for divisions
         Buffer<T> w, bias;
 
-        Product(int64_t size, int64_t slots, int64_t K, int64_t lanes);
+        Product(int64_t size, int64_t slots, int64_t K, int64_t lanes, const int* gates = nullptr);
         bool exists() const { return at.size > 0; }
     };
     struct Layer {
         Product x, h, hr;  // W_ih, W_hh, W_hr
         Buffer<T> hidden;  // (block + 1,B,R) h of the last steps; the state is that of step now_
         Buffer<T> c;       // (B,H)
+        Buffer<T> unit;    // (U,H), as vectors of a Placement
     };
     // An array of parameters, as part of a product.
     struct Array {
@@ -139,7 +142,7 @@ private:
     std::vector<Layer> layers_;
     int64_t now_ = 0;
     Product readout_;
-    Buffer<T> z_x_, z_h_;  // (block,B,H/V,G,V), (B,H/V,G,V)
+    Buffer<T> z_x_, z_h_;  // (block,B,H/V,slots,V), (B,H/V,slots,V)
     Buffer<T> m_;          // (B,H), projected
     Buffer<T> y_;          // (block,B,O), of a readout
 };
