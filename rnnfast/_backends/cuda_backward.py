@@ -88,7 +88,7 @@ class BackwardSweep:
             w.unit,
             d_unit,
             dm,
-            None if dc_more is None else dc_more[layer].transpose(0, 1),
+            None if dc_more is None else dc_more[layer].transpose(0, 1).contiguous(),
         )
         call.run_backward(arrays, dz_more is not None)
         with products_as_cudnns(dz):
