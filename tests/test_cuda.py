@@ -11,6 +11,9 @@ import torch
 from cases import (
     GRID,
     LARGE,
+    MODES,
+    OURS,
+    RESETS,
     SIZES,
     Case,
     Inputs,
@@ -26,7 +29,8 @@ from cases import (
 )
 
 import rnnfast
-from rnnfast._backends import cuda, cuda_sweeps
+from rnnfast._backends import cuda_sweeps, cudnn
+from rnnfast._backends.cells import BY_MODE
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -37,6 +41,7 @@ pytestmark = [
 
 KERNELS = ("composite", "steps", "block", "cluster", "grid")
 SOME = GRID[::11] + SIZES[::7] + LARGE
+OF_TORCH = tuple(case for case in SOME if case.mode in MODES and not case.resets)
 WIDE = (
     *(Case("LSTM", T=20, B=B, I=32, H=H) for H, B in ((64, 40), (128, 8), (256, 33), (512, 16), (1024, 16), (1100, 3))),
     Case("LSTM", T=20, B=20, I=32, H=512, D=2, lengths=tuple(range(1, 21))),
@@ -70,7 +75,10 @@ def run(library, case: Case, inputs: Inputs) -> Results:
     hx = None
     if case.hx:
         hx = (leaves["h0"], leaves["c0"]) if case.mode == "LSTM" else leaves["h0"]
-    y, state = module(x, hx)
+    more = {}
+    if gpu.resets is not None:
+        more["resets"] = gpu.resets if gpu.packed is None else gpu.packed._replace(data=gpu.resets)
+    y, state = module(x, hx, **more)
     h_n, c_n = state if case.mode == "LSTM" else (state, None)
     outputs = {"y": y if gpu.packed is None else y.data, "h_n": h_n} | ({} if c_n is None else {"c_n": c_n})
     leaves |= dict(module.named_parameters())
@@ -87,21 +95,21 @@ def takes(kernel: str, dtype: torch.dtype, case: Case) -> None:
     try:
         plans = cuda_sweeps.load_extension().make_plan
         for backward in (False, True):
-            cell = {"LSTM": 2, "RNN_RELU": 1, "RNN_TANH": 0}[case.mode]
-            plans(0, cell, cuda_sweeps.number_of(dtype), case.H, case.proj, case.B, case.D, backward, kernel)
+            sizes = case.H, case.proj, case.B, case.D
+            plans(0, BY_MODE[case.mode].index, cuda_sweeps.number_of(dtype), *sizes, backward, False, kernel)
     except ValueError as refused:
         pytest.skip(str(refused))
 
 
 @pytest.mark.parametrize("kernel", ["composite", "steps"])
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", SOME + OURS[::40] + RESETS[::10], ids=lambda case: case.id)
 def test_float64(force, kernel: str, case: Case) -> None:
     force(kernel)
     inputs = make_inputs(case)
     assert not float64_failures(run(rnnfast, case, inputs), run_reference(case, inputs))
 
 
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", OF_TORCH, ids=lambda case: case.id)
 def test_float32_without_tf32(force, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     force("steps")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -124,8 +132,8 @@ CUDNNS = (
 def test_what_cudnn_does_in_place_of_sweeps(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     """float64, as nobody forces a kernel; what cuDNN has not is computed all the same."""
     calls = []
-    start = cuda._Cudnn.__init__
-    monkeypatch.setattr(cuda._Cudnn, "__init__", lambda *args: calls.append(1) or start(*args))
+    start = cudnn.Cudnn.__init__
+    monkeypatch.setattr(cudnn.Cudnn, "__init__", lambda *args: calls.append(1) or start(*args))
     inputs = make_inputs(case)
     assert not float64_failures(run(rnnfast, case, inputs), run_reference(case, inputs))
     assert len(calls) == 2  # forward, backward
@@ -142,7 +150,7 @@ def test_what_cudnn_does_in_place_of_sweeps(monkeypatch: pytest.MonkeyPatch, cas
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["tf32", "float16", "bfloat16"])
-@pytest.mark.parametrize("case", SOME[::3] + WIDE, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", OF_TORCH[::3] + WIDE, ids=lambda case: case.id)
 def test_tensor_cores(force, case: Case, dtype: torch.dtype, kernel: str) -> None:
     """At most twice cuDNN's own error, plus two roundings of the largest number."""
     takes(kernel, dtype, case)

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from rnnfast import _C
+from rnnfast._backends.cells import CELLS
+from rnnfast._backends.cuda_sweeps import has_persistent
 
 NVCC = shutil.which("nvcc")
 if NVCC is None:
@@ -79,11 +80,14 @@ def report(request: pytest.FixtureRequest, built_once) -> list[Usage]:
 
 def test_all_kernels_are_there(report: list[Usage]) -> None:
     for name, few in (("persistent_forward", 3), ("persistent_backward", 2)):
-        tiles = sum({1: 3, 4: few}.get(cell.gates, 0) for cell in _C.cells() if cell.state != "output")
+        tiles = sum({1: 3, 4: few}[cell.gates] for cell in CELLS if has_persistent(cell))
         each = 3 * 2 * tiles * len(ARCHS)  # numbers, in a cluster or in a grid
         assert sum(name in usage.kernel for usage in report) == each, name
-    for name in ("step_forward", "step_project", "step_backward", "step_backward_projected"):
-        assert any(f"{len(name)}{name}I" in usage.kernel for usage in report), name
+    projected = sum(cell.projects for cell in CELLS)
+    by_steps = {"step_forward": len(CELLS), "step_backward": len(CELLS), "step_backward_projected": projected}
+    for name, cells in (by_steps | {"step_project": 1}).items():
+        each = 5 * cells * len(ARCHS)  # numbers
+        assert sum(f"{len(name)}{name}I" in usage.kernel for usage in report) == each, name
 
 
 def test_nothing_is_spilled(report: list[Usage]) -> None:

@@ -102,7 +102,7 @@ def past_by(functions: ModuleType, case: Case, inputs: Inputs) -> Past:
     stack = Stack(BY_MODE[case.mode].index, case.L, case.D, case.bias)
     given = types.Inputs(inputs.x, inputs.h0, inputs.c0, list(inputs.weights.values()))
     batch_sizes = None if inputs.packed is None else inputs.packed.batch_sizes
-    call = stack, given, Constants(batch_sizes, inputs.dropout_masks)
+    call = stack, given, Constants(batch_sizes, inputs.dropout_masks, inputs.resets)
     outputs, reserve = functions.forward(*call, True)
     return Past(*call, outputs.y, reserve)
 

@@ -19,7 +19,10 @@ from types import ModuleType
 import pytest
 import torch
 from cases import (
+    LEAKY,
+    MODES,
     Case,
+    Results,
     error,
     float32_failures,
     float32_products,
@@ -34,6 +37,8 @@ from cases import (
 from test_cuda_by_composite import assert_same, past_by
 
 from rnnfast._backends import cpu, cuda, cuda_sweeps, schema
+from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.cuda_backward import BackwardSweep
 from rnnfast._backends.types import Inner, SomeOutputs
 
 pybind11 = pytest.importorskip("pybind11", reason="building the emulated module needs pybind11")
@@ -88,7 +93,7 @@ def on_emulated(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callab
     extension = _Emulated(emulated)
     extension.used = []
     monkeypatch.setattr(schema, "backend_for", lambda x: cuda)
-    monkeypatch.setattr(cuda_sweeps, "sweeps_for", lambda *_: extension)
+    monkeypatch.setattr(cuda_sweeps, "sweeps_for", lambda x: extension)
     monkeypatch.setattr(cuda_sweeps, "number_of", lambda dtype: cuda_sweeps.NUMBERS[dtype])
     float32_products(monkeypatch)
 
@@ -115,6 +120,22 @@ SIZES = (
     Case("RNN_TANH", T=2, B=3, I=3, H=150),
 )
 PROJECTED = Case("LSTM", T=3, B=4, I=5, H=20, L=2, D=2, proj=3, lengths=(2, 3, 1, 2))
+# Every cell, padded and packed, with and without episodes that end inside, two layers of two directions; several blocks
+# of units and of sequences, everything begun anew, nothing given.
+CELLS = tuple(
+    Case(mode, T=5, B=3, I=3, H=5, L=2, D=2, lengths=lengths, resets=resets)
+    for mode in (*MODES, *LEAKY)
+    for lengths in (None, (2, 5, 3))
+    for resets in (0.0, 0.4)
+    if resets or mode == "GRU" or mode in LEAKY
+)
+CELLS += (
+    *(Case(mode, T=3, B=18, I=3, H=20, resets=0.3, hx=mode != "GRU") for mode in ("LSTM", "GRU", "LEAKY_TANH")),
+    *(Case(mode, T=3, B=2, I=3, H=5, D=2, resets=1.0) for mode in ("LSTM", "GRU")),
+    Case("LSTM", T=4, B=3, I=3, H=9, L=2, D=2, proj=4, lengths=(2, 4, 3), resets=0.4),
+    Case("GRU", T=2, B=5, I=3, H=33, bias=False),
+)
+EPISODES = Case("LSTM", T=5, B=3, I=3, H=5, L=2, D=2, resets=0.4)
 TF32_EPS = 2.0**-10  # of its 10 bits of mantissa
 
 
@@ -128,13 +149,13 @@ def _run(extension: _Emulated, case: Case, inputs) -> dict:
     return got
 
 
-@pytest.mark.parametrize("case", [*SIZES, PROJECTED], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*SIZES, PROJECTED, *CELLS], ids=lambda case: case.id)
 def test_steps_float64(on_emulated, case: Case) -> None:
     inputs = make_inputs(case)
     assert not float64_failures(_run(on_emulated("steps"), case, inputs), run_reference(case, inputs))
 
 
-@pytest.mark.parametrize("case", [SIZES[1], PROJECTED], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [SIZES[1], PROJECTED, *CELLS[::5]], ids=lambda case: case.id)
 def test_steps_float32(on_emulated, case: Case) -> None:
     inputs = make_inputs(case, torch.float32)
     truth = run_reference(case, inputs)
@@ -154,10 +175,20 @@ def test_tensor_cores(on_emulated, case: Case, number: str, kernel: str) -> None
     dtype = torch.float32 if number == "tf32" else getattr(torch, number)
     inputs = make_inputs(case, dtype)
     truth, got = run_reference(case, inputs), _run(on_emulated(kernel, number == "tf32"), case, inputs)
-    eps = TF32_EPS if number == "tf32" else torch.finfo(dtype).eps
+    _assert_rounded(got, truth, TF32_EPS if number == "tf32" else torch.finfo(dtype).eps)
+
+
+def _assert_rounded(got: Results, truth: Results, eps: float) -> None:
     assert got.keys() == truth.keys()
     for name, a in got.items():
         assert error(a, truth[name]) <= 4 * eps * scale(truth[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CELLS[1::5], ids=lambda case: case.id)
+def test_steps_16_bit(on_emulated, case: Case, dtype: torch.dtype) -> None:
+    inputs = make_inputs(case, dtype)
+    _assert_rounded(_run(on_emulated("steps"), case, inputs), run_reference(case, inputs), torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -175,20 +206,36 @@ def test_what_does_not_exist_is_not_read(on_emulated, kernel: str) -> None:
         assert (clean[name][:, others] == dirty[name][:, others]).all(), name
 
 
-def test_sweep_back_and_z_cotangents(on_emulated) -> None:
-    """The optional arrays: dL/dc_t out, dL/dz in."""
+@pytest.mark.parametrize("case", [SIZES[1], PROJECTED, *CELLS[::3]], ids=lambda case: case.id)
+def test_gradients_inside(on_emulated, case: Case) -> None:
+    """The optional arrays: dL/dm_t and dL/dc_t out, dL/dz and dL/dc_t in."""
     on_emulated("steps")
-    case = SIZES[1]
     inputs = make_inputs(case)
     pasts = past_by(cpu, case, inputs), past_by(cuda, case, inputs)
     cotangents = SomeOutputs(inputs.dy, None, inputs.dc_n)
     wanted = [t is not None for t in pasts[0].inputs.flat()]
-    dz = torch.randn(case.L, case.D, len(inputs.x), case.G, case.H, dtype=torch.float64)
+    rows = case.L, case.D, inputs.x.shape[:-1].numel()
+    dz = torch.randn(*rows, case.G, case.H, dtype=torch.float64)
+    dc = torch.randn(*rows, case.H, dtype=torch.float64) if case.mode == "LSTM" else None
     want, got = (
-        [*f.sweep_back(past, cotangents), *f.backward(past, cotangents, wanted, inner=Inner(dz)).flat()]
+        [*f.sweep_back(past, cotangents), *f.backward(past, cotangents, wanted, inner=Inner(dz, dc)).flat()]
         for f, past in zip((cpu, cuda), pasts, strict=True)
     )
     assert_same(got, want)
+
+
+@pytest.mark.parametrize("case", [SIZES[1], EPISODES], ids=lambda case: case.id)
+def test_what_only_steps_know_goes_by_steps(on_emulated, case: Case) -> None:
+    """Sizes that fit a persistent kernel, with resets and with gradients inside."""
+    inputs = make_inputs(case, torch.float16)
+    cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
+    results = []
+    for kernel in ("steps", ""):
+        on_emulated(kernel)
+        past = past_by(cuda, case, make_inputs(case, torch.float16))
+        results.append([past.y, *cuda.sweep_back(past, cotangents)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("kernel", ["block", "cluster", "grid"])
@@ -204,7 +251,9 @@ def test_optional_arrays_of_persistent_kernels(on_emulated, kernel: str) -> None
         cotangents = SomeOutputs(inputs.dy, inputs.dh_n, inputs.dc_n)
         wanted = [t is not None for t in past.inputs.flat()]
         back = cuda.backward(past, cotangents, wanted, inner=Inner(dz))
-        results.append([*cuda.sweep_back(past, cotangents), *(g for g in back.flat() if g is not None)])
+        d_cells = torch.empty(len(inputs.x), case.D, case.H, dtype=torch.float16)
+        swept = BackwardSweep(past, cotangents, Inner()).run(0, wants_dx=False, d_cells=d_cells)
+        results.append([swept.dz, d_cells, *(g for g in back.flat() if g is not None)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0.01, atol=0.01)
 
@@ -217,7 +266,7 @@ def test_every_geometry_is_run(emulated, on_emulated) -> None:
             for kernel in KERNELS[1:]:
                 cell = LSTM if case.mode == "LSTM" else ELMAN
                 try:
-                    plan = emulated.Plan(0, cell, BFLOAT16, case.H, 0, case.B, case.D, backward, kernel)
+                    plan = emulated.Plan(0, cell, BFLOAT16, case.H, 0, case.B, case.D, backward, False, kernel)
                 except ValueError:
                     continue
                 seen.add((cell, backward, kernel != "grid", plan.geometry["tiles"]))
@@ -246,8 +295,10 @@ LSTM, ELMAN = 2, 0
 BFLOAT16, FLOAT32, FLOAT64, TF32 = 4, 1, 0, 2
 
 
-def _plan(emulated, card=H200, cell=LSTM, number=BFLOAT16, H=512, P=0, B=16, D=1, backward=False, forced=""):
-    return emulated.Plan.on(emulated.Card(*card), cell, number, H, P, B, D, backward, forced)
+def _plan(
+    emulated, card=H200, cell=LSTM, number=BFLOAT16, H=512, P=0, B=16, D=1, backward=False, by_steps=False, forced=""
+):
+    return emulated.Plan.on(emulated.Card(*card), cell, number, H, P, B, D, backward, by_steps, forced)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +315,8 @@ def _plan(emulated, card=H200, cell=LSTM, number=BFLOAT16, H=512, P=0, B=16, D=1
         ({"number": TF32, "H": 256}, "cluster"),
         ({"card": (80, 108, 163 * 1024), "H": 256}, "grid"),
         ({"card": (75, 40, 64 * 1024), "H": 64}, "steps"),
+        ({"H": 64, "by_steps": True}, "steps"),
+        *(({"H": 64, "cell": BY_MODE[mode].index}, "steps") for mode in ("GRU", *LEAKY)),
     ],
 )
 def test_choice_of_kernel(emulated, asked, kernel: str) -> None:
@@ -310,7 +363,7 @@ def test_geometry_covers_everything_and_fits(emulated) -> None:
     ],
 )
 def test_clusters_that_the_card_runs_at_a_time(emulated, of_16: int, asked, kernel: str, waves: int) -> None:
-    sizes = {"H": 512, "P": 0, "B": 16, "D": 1, "backward": False, "forced": ""} | asked
+    sizes = {"H": 512, "P": 0, "B": 16, "D": 1, "backward": False, "by_steps": False, "forced": ""} | asked
     plan = emulated.Plan.on(emulated.Card(*H200), LSTM, BFLOAT16, clusters={16: of_16}, **sizes)
     assert (plan.kernel, plan.waves) == (kernel, waves)
 
@@ -324,3 +377,6 @@ def test_forced_kernels(emulated) -> None:
         _plan(emulated, forced="block")
     with pytest.raises(ValueError, match="float32 without TF32"):
         _plan(emulated, number=FLOAT32, H=8, forced="cluster")
+    for asked in ({"by_steps": True}, {"cell": BY_MODE["GRU"].index}):
+        with pytest.raises(ValueError, match=r"cannot take H=8.*: a cell, resets or gradients that only steps know"):
+            _plan(emulated, H=8, forced="block", **asked)

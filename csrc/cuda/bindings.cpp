@@ -43,29 +43,30 @@ auto with_number(Number number, const Run& run) {
 
 struct Traits {
     int gates;
-    bool projects, runs;
+    bool projects, is_persistent;
 };
 
 template <class... Cells>
 std::vector<Traits> traits_of(CellList<Cells...>) {
-    return {{Cells::gates, Cells::projects, runs<Cells>}...};
+    return {{Cells::gates, Cells::projects, is_persistent<Cells>}...};
 }
 
-Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward) {
+// by_steps: for resets or gradients inside; cells that no other kernel knows go by steps anyway.
+Planned asked(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
+              bool by_steps) {
     static const auto cells = traits_of(AllCells());
     if (cell < 0 || cell >= static_cast<int>(cells.size()) || number < 0 || number > 4 || H < 1 || P < 0 || B < 0 ||
         H > INT32_MAX / 64 || P > INT32_MAX / 64 || B > INT32_MAX / 64 || D < 1 || D > 2)
         throw std::invalid_argument("sizes out of range");
-    const auto [gates, projects, runs] = cells[cell];
-    if (!runs) throw std::invalid_argument("no kernel for this cell");
+    const auto [gates, projects, is_persistent] = cells[cell];
     if (P && !projects) throw std::invalid_argument("no projection of this cell");
-    const Sweep sweep{cell, gates, 0, B, H, P, D, nullptr, nullptr};
+    const Sweep sweep{cell, gates, 0, B, H, P, D, nullptr, nullptr, nullptr, nullptr, by_steps || !is_persistent};
     return {device, sweep, static_cast<Number>(number), backward, {}};
 }
 
 Planned plan_for(int device, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
-                 const std::string& forced) {
-    Planned p = asked(device, cell, number, H, P, B, D, backward);
+                 bool by_steps, const std::string& forced) {
+    Planned p = asked(device, cell, number, H, P, B, D, backward, by_steps);
     const py::gil_scoped_release release;
     const OnDevice here(device);
     p.plan =
@@ -75,8 +76,8 @@ Planned plan_for(int device, int cell, int number, int64_t H, int64_t P, int64_t
 
 // For a card that need not be there. clusters: how many of each size run at a time; of others as many as have room.
 Planned plan_on(const Card& card, int cell, int number, int64_t H, int64_t P, int64_t B, int64_t D, bool backward,
-                const std::string& forced, const std::map<int, int>& clusters) {
-    Planned p = asked(0, cell, number, H, P, B, D, backward);
+                bool by_steps, const std::string& forced, const std::map<int, int>& clusters) {
+    Planned p = asked(0, cell, number, H, P, B, D, backward, by_steps);
     p.plan = choose(card, p.sweep, p.number, backward, forced, [&](const Geometry& g) {
         const auto known = clusters.find(g.C);
         return known == clusters.end() ? card.multiprocessors / g.C : known->second;
@@ -84,47 +85,53 @@ Planned plan_on(const Card& card, int cell, int number, int64_t H, int64_t P, in
     return p;
 }
 
-void expect(const Addresses& a, size_t count) {
-    if (a.size() != count) throw std::invalid_argument("wrong number of arrays");
-}
+// The arrays of a call, one after the other in the order of sweep.h.
+class InOrder {
+public:
+    InOrder(const Addresses& addresses, size_t count) : next_(addresses.data()) {
+        if (addresses.size() != count) throw std::invalid_argument("wrong number of arrays");
+    }
+    operator void*() { return at<void>(*next_++); }
 
-Sweep sweep_of(const Planned& p, bool backward, int64_t T, Address batch_sizes, Address offsets) {
+private:
+    const Address* next_;
+};
+
+// Of the rows: batch_sizes, offsets, resets, first_reset.
+Sweep sweep_of(const Planned& p, bool backward, int64_t T, const Addresses& rows) {
     if (p.backward != backward) throw std::invalid_argument("the plan is for the other direction of a pass");
-    if (T < 0 || T > INT32_MAX || !batch_sizes != !offsets) throw std::invalid_argument("sizes out of range");
+    if (rows.size() != 4) throw std::invalid_argument("wrong number of arrays");
+    if (T < 0 || T > INT32_MAX || !rows[0] != !rows[1] || !rows[2] != !rows[3])
+        throw std::invalid_argument("sizes out of range");
+    if (rows[2] && !p.sweep.by_steps) throw std::invalid_argument("the plan is for sweeps without resets");
     Sweep s = p.sweep;
     s.T = T;
-    s.batch_sizes = at<const int64_t>(batch_sizes);
-    s.offsets = at<const int64_t>(offsets);
+    s.batch_sizes = at<const int64_t>(rows[0]);
+    s.offsets = at<const int64_t>(rows[1]);
+    s.resets = at<const bool>(rows[2]);
+    s.first_reset = at<const int64_t>(rows[3]);
     return s;
 }
 
-// Arrays in the order of sweep.h.
-void forward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a) {
-    expect(a, 10);
-    const Sweep s = sweep_of(p, false, T, batch_sizes, offsets);
-    const Forward call{at<void>(a[0]), at<void>(a[1]), at<void>(a[2]), at<void>(a[3]), at<void>(a[4]),
-                       at<void>(a[5]), at<void>(a[6]), at<void>(a[7]), at<void>(a[8]), at<void>(a[9])};
+template <class Call>
+void run_on(const Planned& p, Address stream, const Sweep& s, const Call& call) {
     const py::gil_scoped_release release;
     const OnDevice here(p.device);
-    void* const on = at<void>(stream);
-    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, on); });
+    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, at<void>(stream)); });
 }
 
-void backward_at(const Planned& p, Address stream, int64_t T, Address batch_sizes, Address offsets, const Addresses& a,
+void forward_at(const Planned& p, Address stream, int64_t T, const Addresses& rows, const Addresses& arrays) {
+    InOrder a(arrays, 12);
+    run_on(p, stream, sweep_of(p, false, T, rows), Forward{a, a, a, a, a, a, a, a, a, a, a, a});
+}
+
+void backward_at(const Planned& p, Address stream, int64_t T, const Addresses& rows, const Addresses& arrays,
                  bool add) {
-    expect(a, 13);
-    const Sweep s = sweep_of(p, true, T, batch_sizes, offsets);
-    const Backward call{at<void>(a[0]),  at<void>(a[1]),
-                        at<void>(a[2]),  at<void>(a[3]),
-                        at<void>(a[4]),  at<void>(a[5]),
-                        at<void>(a[6]),  at<void>(a[7]),
-                        at<void>(a[8]),  at<void>(a[9]),
-                        at<void>(a[10]), at<void>(a[11]),
-                        at<void>(a[12]), add};
-    const py::gil_scoped_release release;
-    const OnDevice here(p.device);
-    void* const on = at<void>(stream);
-    with_number(p.number, [&](auto n) { run<n.value>(p.plan, s, call, on); });
+    InOrder a(arrays, 20);
+    const Backward call{a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, add};
+    if ((call.dm || call.dc_more) && !p.sweep.by_steps)
+        throw std::invalid_argument("the plan is for sweeps without gradients inside");
+    run_on(p, stream, sweep_of(p, true, T, rows), call);
 }
 
 bool runs_on(int device) {
@@ -155,9 +162,9 @@ PYBIND11_MODULE(RNNFAST_CUDA_MODULE, m) {
         .def_readonly("shared_memory", &Card::shared_memory);
     py::class_<Planned>(m, "Plan")
         .def(py::init(&plan_for), py::arg("device"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"),
-             py::arg("B"), py::arg("D"), py::arg("backward"), py::arg("forced"))
+             py::arg("B"), py::arg("D"), py::arg("backward"), py::arg("by_steps"), py::arg("forced"))
         .def_static("on", &plan_on, py::arg("card"), py::arg("cell"), py::arg("number"), py::arg("H"), py::arg("P"),
-                    py::arg("B"), py::arg("D"), py::arg("backward"), py::arg("forced"),
+                    py::arg("B"), py::arg("D"), py::arg("backward"), py::arg("by_steps"), py::arg("forced"),
                     py::arg("clusters") = std::map<int, int>())
         .def_property_readonly("kernel", [](const Planned& p) { return name(p.plan.kernel); })
         .def_property_readonly("waves", [](const Planned& p) { return p.plan.waves; })

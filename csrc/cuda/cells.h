@@ -5,6 +5,7 @@
 
 #pragma nv_diagnostic push
 #pragma nv_diag_suppress 177  // kernels have no use for the names of cells
+#include "../cells/call.h"
 #include "../cells/list.h"
 #pragma nv_diagnostic pop
 
@@ -49,6 +50,10 @@ struct Scalar {
 // Does a cell carry c beside h?
 template <class Cell>
 constexpr bool has_state = Cell::state == State::own;
+
+// Is h itself what a cell carries?
+template <class Cell>
+constexpr bool carries_h = Cell::state == State::output;
 
 // Does a forward pass leave activated gates behind? `cells`: where states are kept, if they are wanted.
 template <class Cell>

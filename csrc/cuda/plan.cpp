@@ -106,7 +106,7 @@ Plan choose(const Card& card, const Sweep& s, Number number, bool backward, cons
     const Asked asked{card, s, number, backward};
     Plan best{Kernel::steps, Geometry{}, 0, 0, ""};
     int64_t least = 0;
-    if (tensor_cores && has_layout(s.gates) && !s.P && card.sm >= 80 && s.B > 0)
+    if (tensor_cores && has_layout(s.gates) && !s.by_steps && !s.P && card.sm >= 80 && s.B > 0)
         each_candidate(asked, clusters, [&](Kernel kernel, const Geometry& g) {
             if (!forced.empty() && forced != name(kernel)) return;
             const int64_t cycles = cost(asked, kernel, g), groups = asked.groups(g);
@@ -118,8 +118,11 @@ Plan choose(const Card& card, const Sweep& s, Number number, bool backward, cons
     if (best.kernel != Kernel::steps && forced != "steps") return best;
     if (forced != "" && forced != "steps")
         throw std::invalid_argument("RNNFAST_CUDA_KERNEL=" + forced + ": this kernel cannot take " + sizes(s) +
-                                    (tensor_cores ? "" : " in float64, or in float32 without TF32"));
-    const char* why = s.P                    ? "projected"
+                                    (s.by_steps     ? ": a cell, resets or gradients that only steps know"
+                                     : tensor_cores ? ""
+                                                    : " in float64, or in float32 without TF32"));
+    const char* why = s.by_steps             ? "a cell, resets or gradients that only steps know"
+                      : s.P                  ? "projected"
                       : !tensor_cores        ? "no tensor cores for this number type"
                       : !has_layout(s.gates) ? "no layout for a cell of so many gates"
                                              : "W_hh does not fit the card";

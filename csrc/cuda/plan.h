@@ -17,7 +17,7 @@ struct Card {
     int shared_memory;    // bytes that a block may have
 };
 
-// steps      one launch a step, W_hh from L2: any size, any number, projection
+// steps      one launch a step, W_hh from L2: any cell, size and number, projection, resets, gradients inside
 // block      one block for 8 to 32 sequences, with all of W_hh in its registers
 // cluster    a thread-block cluster for as many sequences, each block with its slice of W_hh in registers
 // grid       likewise, but the blocks of a group meet in global memory
@@ -58,12 +58,11 @@ constexpr int k_batch = 4;               // tensor-core steps whose operands a w
 RNNFAST_BOTH constexpr int bytes_of(Number number) {
     return number == Number::float64 ? 8 : number == Number::float32 || number == Number::tf32 ? 4 : 2;
 }
-// Can the kernels run a cell: both products are for all of its gates, and no other state than c crosses steps.
+// The persistent kernels are for cells whose products are both for all of their gates and that carry no other state
+// than c, of so many gates. Others go by steps.
 template <class Cell>
-constexpr bool runs = Cell::input_gates.count == Cell::gates && Cell::recurrent_gates.count == Cell::gates &&
-                      Cell::state != State::output && Cell::unit_parameters == 0;
-
-// The persistent kernels are for cells of so many gates. Others go by steps.
+constexpr bool is_persistent = Cell::input_gates.count == Cell::gates && Cell::recurrent_gates.count == Cell::gates &&
+                               Cell::state != State::output && Cell::unit_parameters == 0;
 RNNFAST_BOTH constexpr bool has_layout(int gates) { return gates == 1 || gates == 4; }
 // Forward, the rows of a warp are all gates of its units.
 RNNFAST_BOTH constexpr int units_of_warp(int gates, bool backward) { return gates > 1 && !backward ? 8 : 16; }

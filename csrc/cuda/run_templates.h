@@ -7,23 +7,21 @@
 
 namespace rnnfast::cuda {
 
-// No tensor cores for these, so no persistent kernels either.
-constexpr bool by_steps_alone(Number number) { return number == Number::float64 || number == Number::float32; }
+// No tensor cores for these numbers, so no persistent kernels either.
+template <Number number, class Cell>
+constexpr bool by_steps_alone = number == Number::float64 || number == Number::float32 || !is_persistent<Cell>;
 
-// What run(Cell()) returns for the cell of an index in the list, which the kernels can run.
+// What run(Cell()) returns for the cell of an index in the list.
 template <class Run, class Cell, class... More>
 auto with_cell(CellList<Cell, More...>, int index, const Run& run) {
-    if constexpr (!runs<Cell>)
-        return with_cell(CellList<More...>(), index - 1, run);
-    else if constexpr ((runs<More> || ...))
-        return index > 0 ? with_cell(CellList<More...>(), index - 1, run) : run(Cell());
-    else
-        return run(Cell());
+    if constexpr (sizeof...(More) > 0)
+        if (index > 0) return with_cell(CellList<More...>(), index - 1, run);
+    return run(Cell());
 }
 
 template <Number number, class Cell, class Call>
 void run_cell(const Plan& plan, const Sweep& sweep, const Call& call, void* stream) {
-    if constexpr (!by_steps_alone(number))
+    if constexpr (!by_steps_alone<number, Cell>)
         if (plan.kernel != Kernel::steps) return run_persistent<number, Cell>(plan, sweep, call, stream);
     run_by_steps<typename NumberOf<number>::type, Cell>(sweep, call, stream);
 }
@@ -35,7 +33,7 @@ void run(const Plan& plan, const Sweep& sweep, const Call& call, void* stream) {
 
 template <Number number, class Cell, bool backward>
 Plan make_plan_of(const Card& card, const Sweep& sweep, const std::string& forced) {
-    if constexpr (by_steps_alone(number)) {
+    if constexpr (by_steps_alone<number, Cell>) {
         return choose(card, sweep, number, backward, forced, [](const Geometry&) { return 0; });
     } else {
         const auto clusters = [&](const Geometry& g) { return persistent_clusters<number, Cell, backward>(card, g); };

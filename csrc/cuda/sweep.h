@@ -26,38 +26,51 @@ struct Sweep {
     int64_t D;
     const int64_t* batch_sizes;  // (T) on the host, not increasing; nullptr: B at every step
     const int64_t* offsets;      // (T+1) on the device, the first row of each step; given with batch_sizes
+    const bool* resets;          // (N) on the device: does an episode begin with this row? nullptr: nowhere
+    const int64_t* first_reset;  // (B) on the device, step of the first reset, T if there is none; given with resets
+    bool by_steps;               // has it what the persistent kernels do not know? See plan.h
 
     int64_t recurrent() const { return P ? P : H; }  // R
 };
 
 struct Forward {
-    void* gates;  // (N,D,G,H) in: W_ih x + b_ih + b_hh; out, if a cell saves them and cells are wanted: activated. Of a
+    void* gates;  // (N,D,G,H) in: W_ih x with biases; out, if a cell saves them and cells are wanted: activated. Of a
                   // cell that saves none the same memory as y
-    const void* w_hh;  // (D,G*H,R)
+    const void* w_hh;  // (D,g*H,R), of the g recurrent gates
     const void* w_hr;  // (D,P,H), projected
     const void* h0;    // (D,B,R) or nullptr: zeros
-    void* c;           // (D,B,H) wide, of a cell with a state; in: c_0, out: c_n
-    void* cells;       // (N,D,H) out, of a cell with a state; nullptr: neither wanted nor the gates
+    void* c;           // (D,B,H) wide, of a cell with a state c; in: c_0, out: c_n
+    void* cells;       // (N,D,H) out, of a cell with a state c; nullptr: neither wanted nor the gates
     void* m;           // (N,D,H) out, projected: h_t before W_hr
     void* y;           // (N,D,R) out
     void* h_n;         // (D,B,R) out
+    const void* unit;  // (D,U,H), of a cell with unit parameters
+    const void* c_0;   // (D,B,H) wide, of a cell with a state c; c itself where there are no resets
     void* workspace;   // of the plan
 };
 
 struct Backward {
-    const void* gates;  // (N,D,G,H) activated; y of a cell that saves none
-    const void* cells;  // (N,D,H), of a cell with a state
-    const void* w_hh;   // (D,G*H,R)
-    const void* w_hr;   // (D,P,H), projected
-    const void* c0;     // (D,B,H) or nullptr: zeros
-    const void* dy;     // (N,D,R) or nullptr: zeros
-    const void* dh_n;   // (D,B,R) or nullptr: zeros
-    void* dc;           // (D,B,H) wide, of a cell with a state; in: dL/dc_n, out: dL/dc_0
-    void* dz;           // (N,D,G,H) out: dL/d pre-activations; in, if add: what to add to it
-    void* dh;           // (N,D,P) out, projected: dL/dh_t
-    void* dh0;          // (D,B,R) out
-    void* d_cells;      // (N,D,H) out, of a cell with a state: dL/dc_t; nullptr: not wanted
-    void* workspace;    // of the plan
+    const void* gates;    // (N,D,G,H) activated; y of a cell that saves none
+    const void* cells;    // (N,D,H), of a cell with a state c
+    const void* w_hh;     // (D,g*H,R), of the g recurrent gates
+    const void* w_hr;     // (D,P,H), projected
+    const void* c0;       // (D,B,H) or nullptr: zeros
+    const void* dy;       // (N,D,R) or nullptr: zeros
+    const void* dh_n;     // (D,B,R) or nullptr: zeros
+    void* dc;             // (D,B,H) wide, of a cell with a state; of c in: dL/dc_n, out: dL/dc_0
+    void* dz;             // (N,D,G,H) out: dL/d pre-activations; in, if add: what to add to it
+    void* dh;             // (N,D,P) out, projected: dL/dh_t
+    void* dh0;            // (D,B,R) out; with resets in: zeros
+    void* d_cells;        // (N,D,H) out, of a cell with a state c: dL/dc_t; nullptr: not wanted
+    const void* y;        // (N,D,R), of a cell whose state is h
+    const void* h0;       // (D,B,R), of a cell whose state is h; nullptr: zeros
+    const void* unit;     // (D,U,H), of a cell with unit parameters
+    void* d_unit;         // (N,D,U,H) out, of a cell with unit parameters
+    void* dm;             // (N,D,H) out: dL/dm, m being h before W_hr; nullptr: not wanted
+    const void* dc_more;  // (N,D,H), of a cell with a state c: what to add to dL/dc_t; nullptr: zeros
+    void* dc_0;       // (D,B,H) wide, of a cell with a state c, out: dL/dc_0, with resets in: zeros; dc itself where
+                      // there are none
+    void* workspace;  // of the plan
     bool add;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -17,7 +18,8 @@
 namespace {
 
 using namespace rnnfast::cuda;
-using rnnfast::Elman, rnnfast::Lstm, rnnfast::Relu, rnnfast::State, rnnfast::Tanh;
+using rnnfast::Elman, rnnfast::Gru, rnnfast::Leaky, rnnfast::Lstm, rnnfast::Relu, rnnfast::Slots, rnnfast::State,
+    rnnfast::Tanh;
 
 int failures = 0;
 
@@ -28,8 +30,9 @@ void expect(bool holds, const char* what, const char* where) {
 }
 
 // One gate and a state: c_t = a c_{t-1} + (1 - a) a, and h_t = c_t.
-struct Leaky {
-    static constexpr int gates = 1;
+struct Mean {
+    static constexpr int gates = 1, unit_parameters = 0;
+    static constexpr Slots input_gates = {0, 1}, recurrent_gates = {0, 1};
     static constexpr State state = State::own;
     static constexpr bool saves_gates = true, projects = false;
     template <class A>
@@ -54,7 +57,8 @@ struct Leaky {
 // Pairs of gates and no state: h_t = a_0 a_1 + ...
 template <int G>
 struct Pairs {
-    static constexpr int gates = G;
+    static constexpr int gates = G, unit_parameters = 0;
+    static constexpr Slots input_gates = {0, G}, recurrent_gates = {0, G};
     static constexpr State state = State::none;
     static constexpr bool saves_gates = true, projects = true;
     template <class A>
@@ -80,29 +84,61 @@ struct Case {
     const char* name;
     int64_t T, B, H, P, D;
     std::vector<int64_t> batch_sizes;
+    int episodes = 0;  // one in so many rows begins one; 0: no resets
+};
+
+// The rows of a case.
+struct RowsOf {
+    std::vector<int64_t> batch_sizes, offsets{0}, first_reset;
+    std::unique_ptr<bool[]> resets;
+
+    explicit RowsOf(const Case& c) : batch_sizes(c.batch_sizes), first_reset(c.B, c.T) {
+        for (int64_t t = 0; t < c.T; ++t)
+            offsets.push_back(offsets.back() + (batch_sizes.empty() ? c.B : batch_sizes[t]));
+        if (!c.episodes) return;
+        resets.reset(new bool[count()]);
+        for (int64_t t = c.T - 1; t >= 0; --t)
+            for (int64_t row = offsets[t]; row < offsets[t + 1]; ++row) {
+                resets[row] = (row * 7 + 3) % c.episodes == 0;
+                if (resets[row]) first_reset[row - offsets[t]] = t;
+            }
+    }
+    int64_t count() const { return offsets.back(); }
 
     template <class Cell>
-    Sweep sweep(const std::vector<int64_t>& offsets) const {
+    Sweep sweep(const Case& c) const {
         const bool packed = !batch_sizes.empty();
-        return {
-            0, Cell::gates, T, B, H, P, D, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};
+        return {0,
+                Cell::gates,
+                c.T,
+                c.B,
+                c.H,
+                c.P,
+                c.D,
+                packed ? batch_sizes.data() : nullptr,
+                packed ? offsets.data() : nullptr,
+                resets.get(),
+                resets ? first_reset.data() : nullptr,
+                resets || !is_persistent<Cell>};
     }
 };
 
 const Case single{"single", 1, 1, 1, 0, 1, {}}, both_ways{"both ways", 3, 9, 20, 0, 2, {}},
     uneven{"uneven", 3, 18, 17, 0, 2, {18, 9, 1}}, many{"many", 2, 37, 9, 0, 2, {}},
     many_uneven{"many, uneven", 2, 70, 20, 0, 2, {70, 33}}, long_uneven{"long, uneven", 4, 9, 24, 0, 2, {9, 9, 3, 1}},
-    projected{"projected", 2, 3, 9, 4, 2, {3, 1}};
+    projected{"projected", 2, 3, 9, 4, 2, {3, 1}}, episodes{"episodes", 5, 3, 9, 0, 2, {3, 3, 2, 2, 1}, 3},
+    projected_episodes{"projected, episodes", 4, 3, 9, 4, 2, {}, 3};
 
 // One forward and one backward pass: results as doubles, in the order of sweep.h.
 template <Number number, class Cell>
 std::vector<double> both_passes(const Case& c, const std::string& kernel) {
     using S = typename NumberOf<number>::type;
     using W = Wide<S>;
-    std::vector<int64_t> offsets{0};
-    for (const int64_t n : c.batch_sizes) offsets.push_back(offsets.back() + n);
-    const Sweep s = c.sweep<Cell>(offsets);
-    const int64_t N = c.batch_sizes.empty() ? c.T * c.B : offsets.back(), G = s.gates, R = s.recurrent();
+    const RowsOf rows(c);
+    const Sweep s = rows.sweep<Cell>(c);
+    const int64_t N = rows.count(), G = s.gates, R = s.recurrent(), U = Cell::unit_parameters;
+    // Gradients inside of a sweep, where it goes by steps anyway.
+    const bool inside = s.by_steps;
     std::mt19937 random(1);
     const auto draw = [&](int64_t count) {
         std::vector<S> numbers(count);
@@ -110,31 +146,56 @@ std::vector<double> both_passes(const Case& c, const std::string& kernel) {
         return numbers;
     };
     const auto none = [](int64_t count) { return std::vector<S>(count, narrow<S>(W(NAN))); };
-    auto gates = draw(N * c.D * G * c.H), w_hh = draw(c.D * G * c.H * R), w_hr = draw(c.D * c.P * c.H);
+    auto gates = draw(N * c.D * G * c.H), w_hh = draw(c.D * Cell::recurrent_gates.count * c.H * R),
+         w_hr = draw(c.D * c.P * c.H);
     auto h0 = draw(c.D * c.B * R), c0 = draw(has_state<Cell> ? c.D * c.B * c.H : 0), dy = draw(N * c.D * R);
     auto dh_n = draw(c.D * c.B * R), dc_n = draw(c0.size()), z = draw(gates.size());
+    auto unit = draw(c.D * U * c.H), dc_more = draw(has_state<Cell> ? N * c.D * c.H : 0);
     auto cells = none(has_state<Cell> ? N * c.D * c.H : 0), m = none(c.P ? N * c.D * c.H : 0), h_n = none(h0.size());
     auto y = Cell::saves_gates ? none(N * c.D * R) : std::vector<S>();
     std::vector<W> state, d_state;
     for (const S x : c0) state.push_back(wide(x));
     for (const S x : dc_n) d_state.push_back(wide(x));
+    d_state.resize(has_state<Cell> || carries_h<Cell> ? c.D * c.B * c.H : 0, W(NAN));
+    std::vector<W> first_state = state, d_first_state(c0.size());
     const Card card = card_of(0);
 
     const Plan forward = make_plan_of<number, Cell, false>(card, s, kernel);
     std::vector<Vector> workspace(forward.workspace / 16 + 1, Vector{});
     void* const out = Cell::saves_gates ? y.data() : gates.data();
-    run_cell<number, Cell>(forward, s,
-                           Forward{gates.data(), w_hh.data(), w_hr.data(), h0.data(), state.data(), cells.data(),
-                                   m.data(), out, h_n.data(), workspace.data()},
-                           nullptr);
+    run_cell<number, Cell>(
+        forward, s,
+        Forward{gates.data(), w_hh.data(), w_hr.data(), h0.data(), state.data(), cells.data(), m.data(), out,
+                h_n.data(), unit.data(), s.resets ? first_state.data() : state.data(), workspace.data()},
+        nullptr);
 
     const Plan backward = make_plan_of<number, Cell, true>(card, s, kernel);
     workspace.assign(backward.workspace / 16 + 1, Vector{});
-    auto dz = z, dh = none(c.P ? N * c.D * c.P : 0), dh0 = none(h0.size()), d_cells = none(cells.size());
+    auto dz = z, dh = none(c.P ? N * c.D * c.P : 0), d_cells = none(cells.size());
+    auto dh0 = s.resets ? std::vector<S>(h0.size(), narrow<S>(W(0))) : none(h0.size());
+    auto d_unit = none(N * c.D * U * c.H), dm = none(inside ? N * c.D * c.H : 0);
     run_cell<number, Cell>(backward, s,
-                           Backward{gates.data(), cells.data(), w_hh.data(), w_hr.data(), c0.data(), dy.data(),
-                                    dh_n.data(), d_state.data(), dz.data(), dh.data(), dh0.data(),
-                                    has_state<Cell> ? d_cells.data() : nullptr, workspace.data(), true},
+                           Backward{gates.data(),
+                                    cells.data(),
+                                    w_hh.data(),
+                                    w_hr.data(),
+                                    c0.data(),
+                                    dy.data(),
+                                    dh_n.data(),
+                                    d_state.data(),
+                                    dz.data(),
+                                    dh.data(),
+                                    dh0.data(),
+                                    has_state<Cell> ? d_cells.data() : nullptr,
+                                    out,
+                                    h0.data(),
+                                    unit.data(),
+                                    d_unit.data(),
+                                    inside ? dm.data() : nullptr,
+                                    inside && has_state<Cell> ? dc_more.data() : nullptr,
+                                    s.resets ? d_first_state.data() : d_state.data(),
+                                    workspace.data(),
+                                    true},
                            nullptr);
 
     std::vector<double> results;
@@ -142,7 +203,7 @@ std::vector<double> both_passes(const Case& c, const std::string& kernel) {
         for (const auto x : numbers) results.push_back(wide(x));
     };
     keep(gates), keep(state), keep(cells), keep(m), keep(y), keep(h_n);
-    keep(d_state), keep(dz), keep(dh), keep(dh0), keep(d_cells);
+    keep(s.resets ? d_first_state : d_state), keep(dz), keep(dh), keep(dh0), keep(d_cells), keep(d_unit), keep(dm);
     return results;
 }
 
@@ -265,8 +326,9 @@ void check_fast_nonlinearities() {
 // Made-up numbers of clusters that run at a time.
 void check_plans() {
     const Card h100{90, 132, 227 * 1024};
-    const auto plan = [&](const Card& card, int gates, int64_t H, int64_t B, bool backward, int of_16) {
-        const Sweep s{0, gates, 0, B, H, 0, 1, nullptr, nullptr};
+    const auto plan = [&](const Card& card, int gates, int64_t H, int64_t B, bool backward, int of_16,
+                          bool by_steps = false) {
+        const Sweep s{0, gates, 0, B, H, 0, 1, nullptr, nullptr, nullptr, nullptr, by_steps};
         return choose(card, s, Number::bfloat16, backward, "", [&](const Geometry& g) {
             return of_16 == 0 ? 0 : g.C == 16 ? of_16 : card.multiprocessors / g.C;
         });
@@ -285,6 +347,7 @@ void check_plans() {
     expect(plan(slice, 4, 512, 16, false, 0).kernel == Kernel::grid, "no clusters", "plans");
     expect(plan(slice, 4, 1024, 16, false, 0).kernel == Kernel::steps, "no room", "plans");
     expect(plan(h100, 4, 64, 16, false, 0).kernel == Kernel::block, "one block", "plans");
+    expect(plan(h100, 4, 64, 16, false, 0, true).kernel == Kernel::steps, "what only steps know", "plans");
     expect(plan(h100, 3, 64, 16, false, 0).why == "no layout for a cell of so many gates", "three gates", "plans");
     for (const int of_16 : {1, 3, 7}) {
         const Plan p = plan(h100, 4, 512, 2048, false, of_16);
@@ -301,10 +364,12 @@ int main() {
     check_fast_nonlinearities();
     check_plans();
     check_upload();
-    check<Elman<Tanh>>({single, many_uneven});
+    check<Elman<Tanh>>({single, many_uneven, episodes});
     check<Elman<Relu>>({long_uneven});
-    check<Lstm>({both_ways, uneven, many, projected});
-    check<Leaky>({both_ways});
+    check<Lstm>({both_ways, uneven, many, projected, episodes, projected_episodes});
+    check<Mean>({both_ways});
+    check<Gru>({both_ways, uneven, episodes});
+    check<Leaky<Tanh>>({uneven, episodes});
     check<Pairs<2>>({projected});
     check<Pairs<4>>({uneven});
     std::printf(failures ? "%d failures\n" : "ok\n", failures);

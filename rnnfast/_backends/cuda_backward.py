@@ -11,7 +11,7 @@ from torch import Tensor
 from rnnfast._backends.cuda_call import Call, Saved, Weights
 from rnnfast._backends.cuda_sweeps import products_as_cudnns
 from rnnfast._backends.sizes import reserve_per_row
-from rnnfast._backends.sweeps import BackwardArrays, steps_of
+from rnnfast._backends.sweeps import BackwardArrays, Sweep
 from rnnfast._backends.types import Inner, Past, SomeInputs, SomeOutputs
 
 
@@ -88,7 +88,7 @@ class BackwardSweep:
             w.unit,
             d_unit,
             dm,
-            None if dc_more is None else dc_more[layer].transpose(0, 1),
+            None if dc_more is None else dc_more[layer].transpose(0, 1).contiguous(),
         )
         call.run_backward(arrays, dz_more is not None)
         with products_as_cudnns(dz):
@@ -166,11 +166,10 @@ class Gradients:
         call, h = self.call, one.out[:, d]
         h0 = None if call.h0 is None else call.h0[layer * call.stack.D + d]  # (B,R)
         B, N = call.sizes.B, call.sizes.N
-        if call.sweep.resets is not None:
-            return self._product(dz, _with_resets(call, h, h0, d))
-        if call.offsets is not None:
-            first = h.new_zeros((B, call.sizes.R)) if h0 is None else h0
-            return self._product(dz, torch.cat([h, first])[_rows_before(call.offsets, N, reverse=d == 1)])
+        if call.offsets is not None or call.sweep.resets is not None:
+            given = h.new_zeros((B, call.sizes.R)) if h0 is None else h0
+            states = torch.cat([h, given, h.new_zeros((1, call.sizes.R))])
+            return self._product(dz, states[_rows_before(call.sweep, h.device, reverse=d == 1)])
         later, before, first_dz = (dz[B:], h[:-B], dz[:B]) if d == 0 else (dz[:-B], h[B:], dz[-B:])
         if h0 is None:
             return self._product(later, before)
@@ -188,25 +187,20 @@ class Gradients:
         )
 
 
-def _with_resets(call: Call, h: Tensor, h0: Tensor | None, d: int) -> Tensor:
-    """(N,R) the state before each row: h of the step before, h_0, or zeros"""
-    steps = sorted(steps_of(call.sweep.counts, call.sweep.resets, d == 1), key=lambda step: step.rows.start)
-    before = torch.zeros_like(h)
-    for k, step in enumerate(steps):
-        j = k + 1 if d else k - 1
-        last = h.new_zeros((call.sizes.B, h.size(1)))
-        if 0 <= j < len(steps):
-            last[: steps[j].n] = h[steps[j].rows]
-        before[step.rows] = step.before(last, h0)
-    return before
-
-
-def _rows_before(offsets: Tensor, N: int, reverse: bool) -> Tensor:
-    """(N) the row of the same sequence one step before, in the order of a direction; N + b where sequence b begins."""
-    row = torch.arange(N, device=offsets.device)
-    step = torch.searchsorted(offsets, row, right=True) - 1
-    b = row - offsets[step]
-    if not reverse:
-        return torch.where(step > 0, offsets[(step - 1).clamp(min=0)], N) + b
-    before = offsets[step + 1] + b
-    return torch.where(before < offsets[(step + 2).clamp(max=len(offsets) - 1)], before, N + b)
+def _rows_before(s: Sweep, device: torch.device, reverse: bool) -> Tensor:
+    """(N) where the state before each row is: the row of the same sequence one step before, in the order of a
+    direction; N + b where that is what was given to sequence b; N + B where it is zeros."""
+    step, b = s.rows(device)
+    N = len(step)
+    offsets = torch.arange(s.T + 1, device=device) * s.B if s.offsets is None else s.offsets
+    if reverse:
+        before = offsets[step + 1] + b
+        follows = before < offsets[(step + 2).clamp(max=s.T)]
+    else:
+        before = offsets[(step - 1).clamp(min=0)] + b
+        follows = step > 0
+    first = N + b
+    if s.resets is not None:
+        follows &= ~(s.resets[before.clamp(max=N - 1)] if reverse else s.resets)
+        first = torch.where(step < s.first_reset()[b], first, N + s.B)
+    return torch.where(follows, before, first)

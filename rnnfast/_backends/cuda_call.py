@@ -141,10 +141,10 @@ class Call:
             gates[:, :, cell.input] += (below @ w.w_ih.T).view(N, D, -1, H)
 
     def run_forward(self, arrays: ForwardArrays) -> None:
-        cuda_sweeps.sweeps_for(self.like, self.sweep).forward(self.sweep, arrays)
+        cuda_sweeps.sweeps_for(self.like).forward(self.sweep, arrays)
 
     def run_backward(self, arrays: BackwardArrays, add: bool) -> None:
-        cuda_sweeps.sweeps_for(self.like, self.sweep, arrays.dc_more is not None).backward(self.sweep, arrays, add)
+        cuda_sweeps.sweeps_for(self.like).backward(self.sweep, arrays, add)
 
 
 class Saved:

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from rnnfast._backends import sweeps
+from rnnfast._backends.cells import Cell
 from rnnfast._backends.sweeps import BackwardArrays, ForwardArrays, Sweep
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-_FORWARD, _BACKWARD = ForwardArrays._fields, BackwardArrays._fields
 
 
 def is_built() -> bool:
@@ -41,15 +39,13 @@ class Composite:
         sweeps.sweep_backward(s, arrays, add)
 
 
-def has_kernel(s: Sweep) -> bool:
-    """Can the extension's kernels run it? They know one product for all gates, no state but c, and no resets."""
-    cell = s.cell
-    return cell.input == cell.recurrent and not cell.carries_h and s.resets is None
+def has_persistent(cell: Cell) -> bool:
+    """Is there a kernel for it that keeps W_hh on the chip? Those know one product for all gates and no state but c."""
+    return cell.input == cell.recurrent and not cell.carries_h
 
 
-def sweeps_for(x: Tensor, s: Sweep, more_c: bool = False) -> Any:
-    """more_c: are there gradients of c beside those of its last state? No kernel takes them."""
-    if x.is_cpu or forced() == "composite" or more_c or not has_kernel(s):
+def sweeps_for(x: Tensor) -> Any:
+    if x.is_cpu or forced() == "composite":
         return Composite
     extension = load_extension()
     return extension if extension.runs_on(x.device.index) else Composite
@@ -80,25 +76,47 @@ class Extension:
         )
         return False
 
-    def plan(self, s: Sweep, like: Tensor, backward: bool) -> Any:
-        sizes = s.H, s.P, s.B, s.D
-        return self.make_plan(self.place(like)[0], s.cell_index, number_of(like.dtype), *sizes, backward, forced())
+    def plan(self, s: Sweep, like: Tensor, backward: bool, inside: bool = False) -> Any:
+        """inside: are there gradients inside of the sweep, given or wanted, beside those of z and c?"""
+        sizes, by_steps = (s.H, s.P, s.B, s.D), inside or s.resets is not None
+        device, number = self.place(like)[0], number_of(like.dtype)
+        return self.make_plan(device, s.cell_index, number, *sizes, backward, by_steps, forced())
 
     def forward(self, s: Sweep, arrays: ForwardArrays) -> None:
-        self._run(self.module.forward, s, arrays[: _FORWARD.index("h_n") + 1], arrays.y, False)
+        c_0 = arrays.c  # each state takes its place as it is read, but with resets c_0 may be read later
+        if s.resets is not None and c_0 is not None:
+            c_0 = c_0.clone()
+        self._run(self.module.forward, s, (*arrays, c_0), arrays.y, False, False)
 
     def backward(self, s: Sweep, arrays: BackwardArrays, add: bool) -> None:
-        self._run(self.module.backward, s, arrays[: _BACKWARD.index("d_cells") + 1], arrays.dz, True, add)
+        dc_0 = arrays.dc
+        if s.resets is not None:
+            arrays.dh0.zero_()
+            if dc_0 is not None:
+                arrays = arrays._replace(dc=dc_0.clone())
+                dc_0.zero_()
+        if s.cell.carries_h:  # passes dL/dh on beside W_hh
+            passed_on = arrays.dz.new_empty((s.D, s.B, s.H), dtype=sweeps.wide(arrays.dz.dtype))
+            arrays = arrays._replace(dc=passed_on)
+        inside = arrays.dm is not None or arrays.dc_more is not None
+        self._run(self.module.backward, s, (*arrays, dc_0), arrays.dz, True, inside, add)
 
     def _run(
-        self, run: Any, s: Sweep, arrays: Sequence[Tensor | None], like: Tensor, backward: bool, *more: Any
+        self,
+        run: Any,
+        s: Sweep,
+        arrays: Sequence[Tensor | None],
+        like: Tensor,
+        backward: bool,
+        inside: bool,
+        *more: Any,
     ) -> None:
         with on_device_of(like):
-            plan = self.plan(s, like, backward)
+            plan = self.plan(s, like, backward, inside)
             workspace = like.new_zeros(plan.workspace_bytes, dtype=torch.uint8)
-            steps = [0 if t is None else t.data_ptr() for t in (s.batch_sizes, s.offsets)]
-            addresses = [0 if t is None else t.data_ptr() for t in (*arrays, workspace)]
-            run(plan, self.place(like)[1], s.T, *steps, addresses, *more)
+            of_rows = s.batch_sizes, s.offsets, s.resets, None if s.resets is None else s.first_reset()
+            addresses = [[0 if t is None else t.data_ptr() for t in some] for some in (of_rows, (*arrays, workspace))]
+            run(plan, self.place(like)[1], s.T, *addresses, *more)
 
     def upload(self, host: Tensor, there: Tensor) -> None:
         with on_device_of(there):

@@ -37,7 +37,7 @@ def is_cudnns(call: Call, keep: bool) -> bool:
     if not (torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled):
         return False
     extension = cuda_sweeps.load_extension()
-    if not extension.runs_on(x.device.index) or not cuda_sweeps.has_kernel(sweep):
+    if not extension.runs_on(x.device.index) or not cuda_sweeps.has_persistent(call.stack.cell):
         return True
     with cuda_sweeps.on_device_of(x):
         plans = [extension.plan(sweep, x, backward) for backward in (False, True)[: 1 + keep]]

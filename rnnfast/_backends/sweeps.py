@@ -44,6 +44,22 @@ class Sweep(NamedTuple):
         """Number of sequences at each step."""
         return [self.B] * self.T if self.batch_sizes is None else self.batch_sizes.tolist()
 
+    def rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(N) the step and (N) the sequence of each row."""
+        if self.offsets is None:
+            row = torch.arange(self.T * self.B, device=device)
+            return row // self.B, row % self.B
+        row = torch.arange(sum(self.counts), device=device)
+        step = torch.searchsorted(self.offsets, row, right=True) - 1
+        return step, row - self.offsets[step]
+
+    def first_reset(self) -> Tensor:
+        """(B) int64: the first step of each sequence with a reset, T if there is none; only with resets."""
+        assert self.resets is not None
+        step, b = self.rows(self.resets.device)
+        never = step.new_full((self.B,), self.T)
+        return never.scatter_reduce(0, b, step.masked_fill(~self.resets, self.T), "amin")
+
 
 class ForwardArrays(NamedTuple):
     """What a forward sweep reads and writes. Gates are in the order of slots, w_hh and z of the slots `recurrent`."""

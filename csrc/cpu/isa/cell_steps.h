@@ -5,6 +5,7 @@
 // clang-format off: the cells need the functions of the vectors that they are written for
 #include "math.h"
 #include "tile.h"
+#include "../../cells/call.h"
 #include "../../cells/list.h"
 // clang-format on
 
@@ -72,27 +73,6 @@ template <class Cell, class T, class Lanes>
 RNNFAST_INLINE GatesOfStep<Cell, T, Lanes> gates_of_step(const Product<T>& p, Rows<T*> pieces, ptrdiff_t stride,
                                                          int64_t row0, int64_t r, int64_t j, Lanes n) {
     return {pieces[r - row0], stride, p.c[r] + j, p.columns.size, n};
-}
-
-// Cell::combine and Cell::backward of a cell that has unit parameters p, or has none and does without.
-template <class Cell>
-constexpr int room_for_unit = Cell::unit_parameters ? Cell::unit_parameters : 1;
-
-template <class Cell, class A>
-inline A combine(const A (&a)[Cell::gates], A& c, const A (&p)[room_for_unit<Cell>]) {
-    if constexpr (Cell::unit_parameters > 0)
-        return Cell::combine(a, c, p);
-    else
-        return Cell::combine(a, c);
-}
-template <class Cell, class A, class V>
-inline void backward(const A (&a)[Cell::gates], const A& c_prev, const A& c, const V& dm, const V& dc,
-                     A (&dz)[Cell::gates], A& dc_prev, const A (&p)[room_for_unit<Cell>],
-                     A (&dp)[room_for_unit<Cell>]) {
-    if constexpr (Cell::unit_parameters > 0)
-        Cell::backward(a, c_prev, c, dm, dc, dz, dc_prev, p, dp);
-    else
-        Cell::backward(a, c_prev, c, dm, dc, dz, dc_prev);
 }
 
 // Rows [row0, row1) of units from j on, n lanes of them; zs: their product, `stride` from gate to gate.
