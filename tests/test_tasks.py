@@ -105,6 +105,20 @@ def test_marked_numbers(name, combine, places):
     assert set(numbers) == {0, 1} if name == "xor" else 0 <= min(numbers) < max(numbers) < 1
 
 
+@pytest.mark.parametrize("name", ["addition", "multiplication", "xor"])
+@pytest.mark.parametrize("cue", [3, 29])
+def test_a_cue_some_steps_before_the_target(name, cue):
+    """The same sequences, the mark elsewhere."""
+    plain, early = (task.sample(200, generator()) for task in (tasks.make(name, 60), tasks.make(name, 60, cue=cue)))
+    assert torch.equal(plain.y, early.y) and torch.equal(plain.mask, early.mask)
+    assert torch.equal(plain.x[..., 0], early.x[..., 0])
+    last = plain.mask.int().argmax(dim=0)  # (B)
+    plain.x[last, torch.arange(200), 1] = 0
+    plain.x[last - cue, torch.arange(200), 1] = -1
+    assert torch.equal(plain.x, early.x)
+    assert ((early.x[..., 1] == 1).sum(dim=0) == 2).all()  # it never hides a marked number
+
+
 @pytest.mark.parametrize(
     ("name", "places"),
     [
@@ -217,6 +231,13 @@ def test_shortest_length(name):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="unknown task 'subtraction'; there are addition, multiplication"):
         tasks.make("subtraction", 100)
+    for cue in (-1, 30):
+        with pytest.raises(
+            ValueError, match=f"cue should be 0 to 29 steps before the end for xor with T=60, got {cue}"
+        ):
+            tasks.make("xor", 60, cue=cue)
+    with pytest.raises(TypeError, match="cue"):
+        tasks.make("permutation", 60, cue=3)
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tasks.addition(100).sample(0)
 
