@@ -191,8 +191,10 @@ def main():
     parser.add_argument("--T", type=int, default=80, help="length, default 80")
     parser.add_argument("--cue", type=int, default=3, help="of the marked numbers, default 3 as in the code of 2011")
     parser.add_argument("--mu", type=float, nargs="+", default=[0.995], help="momentum, default 0.995")
-    parser.add_argument("--rate", type=float, nargs="+", default=[Recipe.rate], help="learning rates")
-    parser.add_argument("--clip", type=float, nargs="+", default=[Recipe.clip], help="bounds on the gradient's norm")
+    parser.add_argument("--rate", type=float, nargs="+", default=[1e-4], help="learning rates, default 1e-4")
+    parser.add_argument(
+        "--clip", type=float, nargs="+", default=[Recipe.clip], help="bounds on the gradient's norm, default 1"
+    )
     parser.add_argument("--biases", action="store_true", help="hidden biases")
     parser.add_argument("--state", action=argparse.BooleanOptionalAction, default=True, help="learn the initial state")
     parser.add_argument(

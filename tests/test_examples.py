@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OTHERS = {"echo_state", "four_ways", "gradient_flow"}  # these have tests of their own
+OTHERS = {"echo_state", "four_ways", "gradient_flow", "momentum_search"}  # these have tests of their own
 EPOCHS = {
     "sunspots": 3,
     "co2": 3,
