@@ -166,6 +166,21 @@ def test_memorisation(name, count, alphabet):
     assert len(shown) == 32 if alphabet == 2 else len(shown) == 200
 
 
+@pytest.mark.parametrize(("name", "count"), [("memorisation_5bit", 5), ("memorisation_20bit", 10)])
+def test_recall_only(name, count):
+    """The same sequences, targets at their ends."""
+    whole, recall = tasks.make(name, 60), tasks.make(name, 60, recall_only=True)
+    x, y, mask = recall.sample(30, generator())
+    every = whole.sample(30, generator())
+    assert torch.equal(x, every.x) and torch.equal(y[-count:], every.y[-count:])
+    assert mask[-count:].all() and not mask[:-count].any() and (y[:-count] == 0).all()
+    outputs = right_outputs(whole, every.y, every.mask).view(60, 30, -1)
+    outputs[:-count] = outputs[:-count].flip(-1)
+    outputs[-1, 3] = outputs[-1, 3].roll(1)
+    assert recall.wrong(outputs[-count:].flatten(0, 1), y, mask).tolist() == [int(b == 3) for b in range(30)]
+    assert recall.output_size == whole.output_size
+
+
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_criterion(name):
     task = tasks.make(name, 60)

@@ -232,7 +232,7 @@ def permutation(T: int) -> Task:
     return Task("permutation", T, symbols, symbols, F.cross_entropy, _is_other_class, draw, _last_only=True)
 
 
-def memorisation_5bit(T: int) -> Task:
+def memorisation_5bit(T: int, recall_only: bool = False) -> Task:
     """Repeat five bits after a long pause (Martens & Sutskever 2011, "noiseless memorization").
 
     Input: 5 symbols out of 2, a distractor again and again, one cue, and the distractor for the last 5 steps. Target:
@@ -240,16 +240,24 @@ def memorisation_5bit(T: int) -> Task:
 
     Wrong: any output of the sequence. Table 5 of Sutskever et al. (2013) appears to count wrong symbols per sequence:
     the mean of `Task.wrong`.
+
+    Args:
+        T: length.
+        recall_only: are the last 5 steps the only ones with a target? Default False. The code of 2011 has both, as
+            `raw_mem5` and `raw_mem5_only_last_bits`; the loss, a mean over targets, then is that of the recall.
+
+    Raises:
+        ValueError: T too short.
     """
-    return _memorisation("memorisation_5bit", T, count=5, symbols=2)
+    return _memorisation("memorisation_5bit", T, recall_only, count=5, symbols=2)
 
 
-def memorisation_20bit(T: int) -> Task:
+def memorisation_20bit(T: int, recall_only: bool = False) -> Task:
     """Repeat ten symbols out of five, some 23 bits, after a long pause: as `memorisation_5bit`. Lag T - 10; T >= 21."""
-    return _memorisation("memorisation_20bit", T, count=10, symbols=5)
+    return _memorisation("memorisation_20bit", T, recall_only, count=10, symbols=5)
 
 
-def _memorisation(name: str, T: int, count: int, symbols: int) -> Task:
+def _memorisation(name: str, T: int, recall_only: bool, count: int, symbols: int) -> Task:
     _check_length(name, T, 2 * count + 1, f"{count} symbols are shown, then a cue, then {count} are repeated")
     distractor = nothing = symbols
     cue = symbols + 1
@@ -260,7 +268,10 @@ def _memorisation(name: str, T: int, count: int, symbols: int) -> Task:
         ids[:count], ids[-count - 1] = shown, cue
         y = torch.full((T, B), nothing, device="cpu")
         y[-count:] = shown
-        return Batch(F.one_hot(ids, symbols + 2).double(), y, torch.ones(T, B, dtype=torch.bool, device="cpu"))
+        mask = torch.ones(T, B, dtype=torch.bool, device="cpu")
+        if recall_only:
+            y[:-count] = mask[:-count] = 0
+        return Batch(F.one_hot(ids, symbols + 2).double(), y, mask)
 
     return Task(name, T, symbols + 2, symbols + 1, F.cross_entropy, _is_other_class, draw)
 
