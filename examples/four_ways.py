@@ -41,6 +41,7 @@ TEST = 1000  # sequences
 
 INPUT_SCALE = {"addition": 0.001, "multiplication": 0.001}  # of the paper; for the others 0.1 as for its memory tasks
 RATE = {"addition": 1e-4, "multiplication": 1e-4}  # of momentum; for the others 1e-3
+STEP = 5e-4  # bound on rate times the gradient's norm
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Recipe:
 
     mu: float = 0.995  # the momentum after the first 1000 updates
     rate: float | None = None  # of the mean loss; None: `RATE`
-    clip: float = 1.0  # bound on the gradient's norm
+    clip: float | None = None  # bound on the gradient's norm; None: `STEP` over the rate
     biases: bool = False  # of the hidden units
     state: bool = True  # is the initial state learned?
     updates: int | None = None  # momentum falls to 0.9 for the last 1000 of them; None: never
@@ -132,7 +133,9 @@ class Momentum(Gradients):
     title = "echo-state init, momentum"
 
     def __init__(self, task, generator, recipe=Recipe()):
-        self.recipe, self.clip = recipe, recipe.clip
+        self.recipe = recipe
+        self.rate = RATE.get(task.name, 1e-3) if recipe.rate is None else recipe.rate
+        self.clip = STEP / self.rate if recipe.clip is None else recipe.clip
         super().__init__(task, generator)
 
     def make_rnn(self):
@@ -144,8 +147,7 @@ class Momentum(Gradients):
         if self.recipe.state:
             self.network.state = init.InitialState(self.network.rnn)
         nn.init.normal_(self.network.readout.weight, std=0.1, generator=self.generator)
-        rate = RATE.get(self.task.name, 1e-3) if self.recipe.rate is None else self.recipe.rate
-        optimizer = torch.optim.SGD(self.network.parameters(), lr=rate, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(self.network.parameters(), lr=self.rate, momentum=0.9, nesterov=True)
         self.schedule = optim.MomentumSchedule(optimizer, self.recipe.mu, updates=self.recipe.updates)
         return optimizer
 
@@ -322,7 +324,7 @@ def main():
     parser.add_argument(
         "--rate", type=float, help="learning rate of momentum, default 1e-4 for marked numbers, else 1e-3"
     )
-    parser.add_argument("--clip", type=float, default=Recipe.clip, help="bound on momentum's gradient norm, default 1")
+    parser.add_argument("--clip", type=float, help="bound on momentum's gradient norm, default 5e-4 / rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", default="four_ways.png", metavar="FILE")
     parser.add_argument("--json", metavar="FILE", help="write the curves, with all that is needed to repeat them")

@@ -27,7 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import rnnfast
-from examples.four_ways import Momentum, Recipe
+from examples.four_ways import RATE, STEP, Momentum, Recipe
 from rnnfast import tasks
 from rnnfast.optim.momentum import LOW_UPDATES
 
@@ -195,10 +195,8 @@ def main():
     parser.add_argument("--cue", type=int, default=3, help="of the marked numbers, default 3 as in the code of 2011")
     parser.add_argument("--recall-only", action="store_true", help="targets of memory tasks at the recall alone")
     parser.add_argument("--mu", type=float, nargs="+", default=[0.995], help="momentum, default 0.995")
-    parser.add_argument("--rate", type=float, nargs="+", default=[1e-4], help="learning rates, default 1e-4")
-    parser.add_argument(
-        "--clip", type=float, nargs="+", default=[Recipe.clip], help="bounds on the gradient's norm, default 1"
-    )
+    parser.add_argument("--rate", type=float, nargs="+", help="learning rates, default that of four_ways.py")
+    parser.add_argument("--clip", type=float, nargs="+", help="bounds on the gradient's norm, default 5e-4 / rate")
     parser.add_argument("--biases", action="store_true", help="hidden biases")
     parser.add_argument("--state", action=argparse.BooleanOptionalAction, default=True, help="learn the initial state")
     parser.add_argument(
@@ -217,8 +215,10 @@ def main():
     if rows and not args.resume:
         parser.error(f"{args.csv} has {len(rows)} runs: --resume adds to them")
     cue, recall_only = args.cue if args.task in MARKED else 0, args.recall_only and args.task in MEMORY
-    for mu, rate, clip, seed in product(args.mu, args.rate, args.clip, args.seed):
-        run = Run(args.task, args.T, cue, recall_only, mu, rate, clip, args.biases, args.state, args.updates, seed)
+    rates = args.rate or [RATE.get(args.task, 1e-3)]
+    for mu, rate, clip, seed in product(args.mu, rates, args.clip or [None], args.seed):
+        bound = STEP / rate if clip is None else clip
+        run = Run(args.task, args.T, cue, recall_only, mu, rate, bound, args.biases, args.state, args.updates, seed)
         if not run.is_in(rows):
             row = perform(run)
             append(args.csv, row)

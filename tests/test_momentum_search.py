@@ -69,11 +69,11 @@ def test_a_row_says_what_became_of_a_run(monkeypatch):
 
 
 def test_memory_counts_symbols_and_has_no_cue(monkeypatch):
-    search(monkeypatch, "--task", "memorisation_5bit", "--rate", 0)
+    search(monkeypatch, "--task", "memorisation_5bit", "--rate", 0, "--clip", 1)
     (row,) = rows()
     assert row["cue"] == "0"
     assert 5 <= float(row["wrong"]) < 20 and row["wrong"] == row["lowest"]  # of 20 symbols
-    search(monkeypatch, "--task", "memorisation_5bit", "--rate", 0, "--recall-only", "--resume")
+    search(monkeypatch, "--task", "memorisation_5bit", "--rate", 0, "--clip", 1, "--recall-only", "--resume")
     assert 1 < float(rows()[1]["wrong"]) <= 5 and rows()[1]["recall_only"] == "True"  # of 5
 
 
@@ -95,7 +95,8 @@ def test_what_was_stopped_goes_on(monkeypatch):
     monkeypatch.setattr(momentum_search, "perform", perform)
     search(monkeypatch, *options, "--resume")
     assert [without_seconds(row) for row in rows()] == [without_seconds(row) for row in rows("whole.csv")]
-    assert [(row["rate"], row["seed"]) for row in rows()] == [(r, s) for r in ("0.001", "0.01") for s in "01"]
+    expected = [(rate, clip, seed) for rate, clip in (("0.001", "0.5"), ("0.01", "0.05")) for seed in "01"]
+    assert [(row["rate"], row["clip"], row["seed"]) for row in rows()] == expected
 
     monkeypatch.setattr(momentum_search, "perform", stopped)  # would stop
     search(monkeypatch, *options, "--resume")
@@ -105,7 +106,7 @@ def test_what_was_stopped_goes_on(monkeypatch):
 
 
 def test_a_file_of_runs_is_not_added_to_by_mistake(monkeypatch, capsys):
-    search(monkeypatch, "--rate", 0)
+    search(monkeypatch, "--rate", 0, "--clip", 1)
     with pytest.raises(SystemExit):
         search(monkeypatch, "--rate", "1e-3")
     assert "runs.csv has 1 runs: --resume adds to them" in capsys.readouterr().err and len(rows()) == 1
