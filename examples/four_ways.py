@@ -8,8 +8,8 @@
 
 All draw their sequences from one seed and are tested on the same others. docs/four_ways.md explains each.
 
-    python -m examples.four_ways --task addition --T 80
-    python -m examples.four_ways --task temporal_order --T 50 --budget 30 --ways sgd lstm
+    python -m examples.four_ways                                                     # all of the four learn
+    python -m examples.four_ways --task addition --T 80 --budget 120 --ways sgd lstm
 """
 
 import argparse
@@ -314,10 +314,10 @@ def plot(path, courses, task):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", default="addition", choices=tasks.TASKS)
-    parser.add_argument("--T", type=int, default=80, help="length, default 80")
+    parser.add_argument("--task", default="temporal_order", choices=tasks.TASKS, help="default temporal_order")
+    parser.add_argument("--T", type=int, default=40, help="length, default 40")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
-    parser.add_argument("--budget", type=float, default=120, help="seconds of training for each way, default 120")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of training for each way, default 60")
     parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK.seconds} seconds")
     parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL.updates} updates for each way")
     parser.add_argument("--momentum", type=float, default=Recipe.mu, help="mu_0 of momentum, default 0.995")

@@ -136,6 +136,46 @@ def test_an_echo_state_network_adds():
     assert course.ended == "solved" and course.errors[0] > 0.8
 
 
+def test_momentum_learns_an_order():
+    task = tasks.temporal_order(20)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("momentum", task, test, 0, four_ways.Limits(updates=1500))
+    assert course.ended == "solved" and course.errors[0] > 0.3
+
+
+def test_momentum_is_tested_at_theta():
+    task = tasks.addition(20)
+    x, _, mask = task.sample(50, torch.Generator().manual_seed(1))
+    way = four_ways.Momentum(task, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        way.update()
+    outputs = way.outputs(x, mask)
+    assert not torch.equal(way.outputs_ahead(x, mask), outputs)
+    with way.schedule.at_theta():
+        assert torch.equal(way.outputs_ahead(x, mask), outputs)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        (four_ways.Recipe(), {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}),
+        (
+            four_ways.Recipe(biases=True, state=False, rate=0.1, clip=2.0),
+            {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight", "bias"},
+        ),
+    ],
+)
+def test_a_recipe_decides_what_is_learned_and_how_fast(recipe, names):
+    way = four_ways.Momentum(tasks.addition(20), torch.Generator().manual_seed(0), recipe)
+    parameters = dict(way.network.named_parameters())
+    assert {name.split(".")[-1] for name in parameters} == names
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    (group,) = way.optimizer.param_groups
+    assert (group["lr"], way.clip) == ((1e-4, 5.0) if recipe.rate is None else (0.1, 2.0))
+    way.update()
+    assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
+
+
 def test_hessian_free_runs():
     task = tasks.temporal_order(10)
     test = task.sample(300, torch.Generator().manual_seed(1))

@@ -121,6 +121,18 @@ def test_theta_comes_back_after_an_error_and_is_where_it_is_before_the_first_upd
         assert not torch.equal(w, place) and torch.equal(frozen, torch.ones(2))
         raise ZeroDivisionError
     assert torch.equal(w, place) and w.requires_grad
+    with scheduler.at_theta():
+        theta = w.detach().clone()
+        with scheduler.at_theta():
+            assert torch.equal(w, theta)
+        assert torch.equal(w, theta)
+        state = scheduler.state_dict()
+        with pytest.raises(RuntimeError, match="the update would be lost"):
+            scheduler.step()
+    assert torch.equal(w, place) and scheduler.state_dict() == state
+    again = MomentumSchedule(sgd()[1], 0.98)
+    again.load_state_dict({**state, "velocity_lrs": [0.05]})  # it was saved at theta, and is not there now
+    again.step()
 
 
 def test_learning_rate_zero_moves_nothing_and_starts_afresh():

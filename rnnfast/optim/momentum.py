@@ -86,6 +86,7 @@ class MomentumSchedule(LRScheduler):
             raise ValueError(f"updates should be a positive number, got {updates}")
         self.mu, self.schedule, self.updates = float(mu), schedule, updates
         self.velocity_lrs: list[float] = []  # by group: the lr in v = -lr b for the buffers as they are
+        self._is_at_theta = False
         super().__init__(optimizer)
 
     def momentum_at(self, t: int) -> float:
@@ -103,8 +104,14 @@ class MomentumSchedule(LRScheduler):
             with schedule.at_theta():
                 error = test(model)
 
-        Afterwards they are what they were, to the last bit. Enter it after `step`; an update within it would be lost.
+        Afterwards they are what they were, to the last bit. Enter it after `step`. Within itself it changes nothing.
+
+        Raises:
+            RuntimeError: `step` within it.
         """
+        if self._is_at_theta:
+            yield
+            return
         places = []  # parameters, and theta + mu v
         with torch.no_grad():
             for group in self.optimizer.param_groups:
@@ -113,12 +120,20 @@ class MomentumSchedule(LRScheduler):
                 for parameter, buffer in self._velocities(group):
                     places.append((parameter, parameter.clone()))
                     parameter.add_(buffer, alpha=mu * float(group["lr"]))
+        self._is_at_theta = True
         try:
             yield
         finally:
+            self._is_at_theta = False
             with torch.no_grad():
                 for parameter, place in places:
                     parameter.copy_(place)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Prepare the next update; call it after each of the optimizer's steps."""
+        if self._is_at_theta:
+            raise RuntimeError("step of a MomentumSchedule within its at_theta(): the update would be lost")
+        super().step(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Called by `step`: sets the momentum of the update to come and leaves the learning rates as they are."""
@@ -134,6 +149,10 @@ class MomentumSchedule(LRScheduler):
         self.velocity_lrs = lrs
         self._set_momentum()
         return [group["lr"] for group in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, for `load_state_dict`."""
+        return {name: value for name, value in super().state_dict().items() if name != "_is_at_theta"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; the optimizer's momentum follows."""
