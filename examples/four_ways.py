@@ -39,6 +39,8 @@ CURVATURE_B = 200  # those of them that hf takes the curvature from
 RESERVOIR = 500  # units of the echo state network
 TEST = 1000  # sequences
 
+MARKED, MEMORY = ("addition", "multiplication", "xor"), ("memorisation_5bit", "memorisation_20bit")  # tasks
+
 INPUT_SCALE = {"addition": 0.001, "multiplication": 0.001}  # of the paper; for the others 0.1 as for its memory tasks
 RATE = {"addition": 1e-4, "multiplication": 1e-4}  # of momentum; for the others 1e-3
 STEP = 5e-4  # bound on rate times the gradient's norm
@@ -56,6 +58,12 @@ class Limits:
 
 QUICK = Limits(seconds=7, looks=12)
 FULL = Limits(updates=50_000, until_solved=False)  # as in the paper of 2013
+
+
+def make_task(name, T, cue, recall_only):
+    """The task of this name; the marked numbers have a cue, the memory tasks may have their targets at the recall."""
+    options = {"cue": cue} if name in MARKED else {"recall_only": recall_only} if name in MEMORY else {}
+    return tasks.make(name, T, **options)
 
 
 @dataclass(frozen=True)
@@ -316,6 +324,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="temporal_order", choices=tasks.TASKS, help="default temporal_order")
     parser.add_argument("--T", type=int, default=40, help="length, default 40")
+    parser.add_argument("--cue", type=int, default=0, help="steps from the last mark to the target, default 0")
+    parser.add_argument("--recall-only", action="store_true", help="targets of memory tasks at the recall alone")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
     parser.add_argument("--budget", type=float, default=60, help="seconds of training for each way, default 60")
     parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK.seconds} seconds")
@@ -332,7 +342,7 @@ def main():
     recipe = Recipe(args.momentum, args.rate, args.clip, updates=FULL.updates if args.full else None)
     WAYS["momentum"] = partial(Momentum, recipe=recipe)
     try:
-        task = tasks.make(args.task, args.T)
+        task = make_task(args.task, args.T, args.cue, args.recall_only)
     except ValueError as error:
         parser.error(str(error))
 

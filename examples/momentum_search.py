@@ -27,11 +27,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 import rnnfast
-from examples.four_ways import RATE, STEP, Momentum, Recipe
+from examples.four_ways import MARKED, MEMORY, RATE, STEP, Momentum, Recipe, make_task
 from rnnfast import tasks
 from rnnfast.optim.momentum import LOW_UPDATES
 
-MARKED, MEMORY = ("addition", "multiplication", "xor"), ("memorisation_5bit", "memorisation_20bit")
 TEST = 10_000  # sequences: 0.00025 of them is 2.5
 LOOK = 1000  # updates between two looks at them
 PAPER = {  # table 5, Nesterov's method: by task and T the wrong sequences, or wrong symbols in each, by mu
@@ -63,11 +62,6 @@ class Run:
         mine = {name: str(value) for name, value in asdict(self).items()}
         return any(mine.items() <= row.items() for row in rows)
 
-    def make_task(self):
-        options = {"cue": self.cue} if self.task in MARKED else {}
-        options |= {"recall_only": self.recall_only} if self.task in MEMORY else {}
-        return tasks.make(self.task, self.T, **options)
-
     def make_way(self, task):
         torch.manual_seed(self.seed)
         recipe = Recipe(self.mu, self.rate, self.clip, self.biases, self.state, self.updates)
@@ -83,7 +77,7 @@ def test_errors(run, task, outputs, test):
 def perform(run):
     """-> a row: the run, and what became of it. `ahead` is the error before momentum falls, at theta + mu v, `theta` at
     theta then, `wrong` at theta in the end; `curve` is the error at theta, UPDATES:ERROR."""
-    task = run.make_task()
+    task = make_task(run.task, run.T, run.cue, run.recall_only)
     way, test = run.make_way(task), task.sample(TEST, torch.Generator().manual_seed(run.seed + 1_000_000))
     falls, curve, ahead, start = run.updates - LOW_UPDATES, {}, float("nan"), time.perf_counter()
     title = f"{run.task} mu={run.mu} rate={run.rate} clip={run.clip} seed={run.seed}"

@@ -58,6 +58,7 @@ def test_command_tells_what_happened(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "addition", "--T", "5"], "T=5 is too short for addition"),
+        (["--task", "addition", "--cue", "60"], "cue should be 0 to 19 steps"),
         (["--task", "subtraction"], "invalid choice: 'subtraction'"),
         (["--ways", "prayer"], "invalid choice: 'prayer'"),
     ],
@@ -67,6 +68,16 @@ def test_command_refuses(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         four_ways.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_tasks_options_are_those_of_the_command():
+    generator = torch.Generator()
+    x, _, mask = four_ways.make_task("xor", 40, 3, True).sample(5, generator)
+    last = mask.int().argmax(dim=0)
+    assert (x[last - 3, torch.arange(5), 1] == -1).all()
+    assert four_ways.make_task("memorisation_20bit", 40, 3, True).sample(5, generator).mask.sum() == 50
+    assert four_ways.make_task("memorisation_20bit", 40, 3, False).sample(5, generator).mask.sum() == 200
+    assert four_ways.make_task("permutation", 40, 3, True).name == "permutation"
 
 
 @pytest.mark.parametrize("name", ["addition", "temporal_order", "memorisation_5bit"])
