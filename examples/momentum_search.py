@@ -27,7 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import rnnfast
-from examples.four_ways import MARKED, MEMORY, RATE, STEP, Momentum, Recipe, make_task
+from examples.four_ways import INPUT_SCALE, MARKED, MEMORY, RATE, STEP, Momentum, Recipe, make_task
 from rnnfast import tasks
 from rnnfast.optim.momentum import LOW_UPDATES
 
@@ -54,6 +54,7 @@ class Run:
     clip: float
     biases: bool
     state: bool
+    input_scale: float
     updates: int
     seed: int
 
@@ -64,7 +65,7 @@ class Run:
 
     def make_way(self, task):
         torch.manual_seed(self.seed)
-        recipe = Recipe(self.mu, self.rate, self.clip, self.biases, self.state, self.updates)
+        recipe = Recipe(self.mu, self.rate, self.clip, self.biases, self.state, self.input_scale, self.updates)
         return Momentum(task, torch.Generator().manual_seed(self.seed), recipe)
 
 
@@ -147,7 +148,9 @@ def papers(row):
 
 def table(rows):
     """The paper's error beside those of the runs, means over their seeds."""
-    result = Table("task", "T", "cue", "recall only", "mu", "rate", "clip", "biases", "state", "updates", "seeds")
+    result = Table(
+        "task", "T", "cue", "recall only", "mu", "rate", "clip", "biases", "state", "input scale", "updates", "seeds"
+    )
     for column in ("paper", "ahead, before the fall", "theta, before the fall", "theta, at the end"):
         result.add_column(column, justify="right")
     for group in groups(rows):
@@ -193,6 +196,7 @@ def main():
     parser.add_argument("--clip", type=float, nargs="+", help="bounds on the gradient's norm, default 5e-4 / rate")
     parser.add_argument("--biases", action="store_true", help="hidden biases")
     parser.add_argument("--state", action=argparse.BooleanOptionalAction, default=True, help="learn the initial state")
+    parser.add_argument("--input-scale", type=float, help="of the input weights, default that of four_ways.py")
     parser.add_argument(
         "--updates", type=int, default=50_000, help=f"default 50000; {LOW_UPDATES} of them after the fall"
     )
@@ -209,10 +213,12 @@ def main():
     if rows and not args.resume:
         parser.error(f"{args.csv} has {len(rows)} runs: --resume adds to them")
     cue, recall_only = args.cue if args.task in MARKED else 0, args.recall_only and args.task in MEMORY
+    scale = INPUT_SCALE.get(args.task, 0.1) if args.input_scale is None else args.input_scale
     rates = args.rate or [RATE.get(args.task, 1e-3)]
     for mu, rate, clip, seed in product(args.mu, rates, args.clip or [None], args.seed):
         bound = STEP / rate if clip is None else clip
-        run = Run(args.task, args.T, cue, recall_only, mu, rate, bound, args.biases, args.state, args.updates, seed)
+        settings = cue, recall_only, mu, rate, bound, args.biases, args.state, scale, args.updates, seed
+        run = Run(args.task, args.T, *settings)
         if not run.is_in(rows):
             row = perform(run)
             append(args.csv, row)

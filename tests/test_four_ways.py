@@ -171,7 +171,7 @@ def test_momentum_is_tested_at_theta():
     [
         (four_ways.Recipe(), {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}),
         (
-            four_ways.Recipe(biases=True, state=False, rate=0.1, clip=2.0),
+            four_ways.Recipe(biases=True, state=False, rate=0.1, clip=2.0, input_scale=0.5),
             {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight", "bias"},
         ),
     ],
@@ -182,6 +182,8 @@ def test_a_recipe_decides_what_is_learned_and_how_fast(recipe, names):
     assert {name.split(".")[-1] for name in parameters} == names
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     (group,) = way.optimizer.param_groups
+    scale = parameters["rnn.weight_ih_l0"].std().item()
+    assert scale == pytest.approx(0.03 if recipe.input_scale is None else 0.5, rel=0.2)  # of 200
     assert (group["lr"], way.clip) == ((1e-4, 5.0) if recipe.rate is None else (0.1, 2.0))
     way.update()
     assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())

@@ -42,17 +42,33 @@ def without_seconds(row):
 
 
 def test_a_row_says_what_became_of_a_run(monkeypatch):
-    search(monkeypatch, "--mu", 0.98, "--rate", "3e-3", "--clip", 2, "--seed", 5, "--cue", 2, "--biases", "--no-state")
+    search(
+        monkeypatch,
+        "--mu",
+        0.98,
+        "--rate",
+        "3e-3",
+        "--clip",
+        2,
+        "--seed",
+        5,
+        "--cue",
+        2,
+        "--biases",
+        "--no-state",
+        "--input-scale",
+        0.5,
+    )
     (row,) = rows()
     settings = [row[name] for name in momentum_search.Run.__dataclass_fields__]
-    assert settings == ["addition", "20", "2", "False", "0.98", "0.003", "2.0", "True", "False", "40", "5"]
-    assert row["command"].endswith("--cue 2 --biases --no-state")
+    assert settings == ["addition", "20", "2", "False", "0.98", "0.003", "2.0", "True", "False", "0.5", "40", "5"]
+    assert row["command"].endswith("--cue 2 --biases --no-state --input-scale 0.5")
 
     # once more by hand
     task = tasks.addition(20, cue=2)
     test = task.sample(200, torch.Generator().manual_seed(1_000_005))
     torch.manual_seed(5)
-    recipe = four_ways.Recipe(0.98, 3e-3, 2.0, True, False, UPDATES)
+    recipe = four_ways.Recipe(0.98, 3e-3, 2.0, True, False, 0.5, UPDATES)
     way = four_ways.Momentum(task, torch.Generator().manual_seed(5), recipe)
     curve = {}
     for update in range(UPDATES + 1):
@@ -128,9 +144,9 @@ def test_table_and_plot(monkeypatch, capsys):
     assert len(cells) == 3
     found = rows()
     for line in cells:
-        group = [row for row in found if [row["mu"], row["updates"]] == [line[4], line[9]]]
-        assert line[10] == str(len(group)) and line[11] == {"0.0": "0.39", "0.995": "0.00025"}[line[4]]
-        for cell, column in zip(line[12:], ("ahead", "theta", "wrong"), strict=True):
+        group = [row for row in found if [row["mu"], row["updates"]] == [line[4], line[10]]]
+        assert line[11] == str(len(group)) and line[12] == {"0.0": "0.39", "0.995": "0.00025"}[line[4]]
+        for cell, column in zip(line[13:], ("ahead", "theta", "wrong"), strict=True):
             assert cell == f"{sum(float(row[column]) for row in group) / len(group):.5f}"
     image = matplotlib.image.imread("runs.png")
     assert image.shape[1] > 500 and image[..., :3].std() > 0.02
