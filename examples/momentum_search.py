@@ -92,20 +92,18 @@ def perform(run):
                 break
         if update < run.updates:
             way.update()
-    return (
-        asdict(run)
-        | {
-            "ahead": ahead,
-            "theta": curve.get(falls, float("nan")),
-            "wrong": curve[update] if update == run.updates else float("nan"),  # NaN: diverged
-            "lowest": min(curve.values()),
-            "seconds": round(time.perf_counter() - start),
-            "curve": " ".join(f"{update}:{error:.6g}" for update, error in curve.items()),
-            "machine": f"{os.cpu_count()} cores, {rnnfast.info()['isa']}, {torch.get_num_threads()} threads",
-            "versions": f"rnnfast {rnnfast.__version__}, torch {torch.__version__}",
-            "command": "python -m examples.momentum_search " + " ".join(sys.argv[1:]),
-        }
-    )
+    found = {
+        "ahead": ahead,
+        "theta": curve.get(falls, float("nan")),
+        "wrong": curve.get(run.updates, float("nan")),  # NaN: diverged before
+        "lowest": min(curve.values()),
+        "seconds": round(time.perf_counter() - start),
+        "curve": " ".join(f"{update}:{error:.6g}" for update, error in curve.items()),
+        "machine": f"{os.cpu_count()} cores, {rnnfast.info()['isa']}, {torch.get_num_threads()} threads",
+        "versions": f"rnnfast {rnnfast.__version__}, torch {torch.__version__}",
+        "command": "python -m examples.momentum_search " + " ".join(sys.argv[1:]),
+    }
+    return asdict(run) | found
 
 
 def read(path):
@@ -117,14 +115,14 @@ def read(path):
 
 def append(path, row):
     """Adds a row that is there whole or not at all, whenever the machine stops."""
-    is_new = not Path(path).exists()
-    with open(path, "a", newline="") as file:
+    rows, new = [*read(path), row], Path(f"{path}.new")
+    with open(new, "w", newline="") as file:
         writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows(rows)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 # ------------------------------------------------------------------------------------------ what a file of runs shows
@@ -212,6 +210,12 @@ def main():
         return
     if rows and not args.resume:
         parser.error(f"{args.csv} has {len(rows)} runs: --resume adds to them")
+    if args.updates < LOW_UPDATES:
+        parser.error(f"--updates should be at least {LOW_UPDATES}, after the fall of mu, got {args.updates}")
+    try:
+        make_task(args.task, args.T, args.cue, args.recall_only)
+    except ValueError as error:
+        parser.error(str(error))
     cue, recall_only = args.cue if args.task in MARKED else 0, args.recall_only and args.task in MEMORY
     scale = INPUT_SCALE.get(args.task, 0.1) if args.input_scale is None else args.input_scale
     rates = args.rate or [RATE.get(args.task, 1e-3)]

@@ -128,6 +128,20 @@ def test_a_file_of_runs_is_not_added_to_by_mistake(monkeypatch, capsys):
     assert "runs.csv has 1 runs: --resume adds to them" in capsys.readouterr().err and len(rows()) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--T", 5], "T=5 is too short for addition"),
+        (["--cue", 60], "cue should be 0 to 9 steps"),
+        (["--updates", 5], "--updates should be at least 10, after the fall of mu, got 5"),
+    ],
+)
+def test_command_refuses(monkeypatch, capsys, options, message):
+    with pytest.raises(SystemExit):
+        search(monkeypatch, *options)
+    assert message in capsys.readouterr().err
+
+
 def test_divergence_is_on_record(monkeypatch):
     search(monkeypatch, "--rate", "1e30", "--clip", "inf")
     (row,) = rows()
