@@ -69,7 +69,7 @@ class Run:
         return Momentum(task, torch.Generator().manual_seed(self.seed), recipe)
 
 
-def test_errors(run, task, outputs, test):
+def error_on(test, run, task, outputs):
     """What the table counts, the mean over the test sequences: wrong sequences, or wrong symbols in each."""
     wrong = task.wrong(outputs, test.y, test.mask).double()
     return (wrong if run.task in MEMORY else (wrong > 0).double()).mean().item()
@@ -85,9 +85,9 @@ def perform(run):
     for update in tqdm(range(run.updates + 1), desc=title, disable=None):
         if update % LOOK == 0 or update in (falls, run.updates):
             outputs = way.outputs(test.x, test.mask)
-            curve[update] = test_errors(run, task, outputs, test)
+            curve[update] = error_on(test, run, task, outputs)
             if update == falls:
-                ahead = test_errors(run, task, way.outputs_ahead(test.x, test.mask), test)
+                ahead = error_on(test, run, task, way.outputs_ahead(test.x, test.mask))
             if not outputs.isfinite().all():
                 break
         if update < run.updates:
