@@ -12,7 +12,7 @@ and leaves all weights as they were: initialise first, then parametrize or prune
     rnn = rnnfast.init.echo_state_(rnnfast.RNN(2, 100), input_scale=0.001)
     lstm = rnnfast.init.forget_bias_(rnnfast.LSTM(2, 100), 1.0)
 
-Only `Center` and `output_bias_` look at data: they take a sample of it.
+Only `Center` and `output_bias_` look at data: they take a sample of it. `InitialState` is a state to learn.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = [
     "Center",
+    "InitialState",
     "chrono_",
     "echo_state_",
     "forget_bias_",
@@ -335,7 +336,68 @@ def chrono_(rnn: Recurrent, t_max: float, generator: Generator | None = None) ->
     return rnn
 
 
-# ------------------------------------------------------------------------------------------ inputs and outputs
+# ------------------------------------------------------------------------------------------ state, inputs, outputs
+
+
+class InitialState(nn.Module):
+    """A learned initial state for a recurrent layer or cell, the same for every sequence; the default state is zero.
+
+        state = rnnfast.init.InitialState(lstm)
+        output, (h, c) = lstm(x, state(x.size(1)))  # x (T,B,I)
+        optimizer = torch.optim.Adam([*lstm.parameters(), *state.parameters()])
+
+    Where sequences begin in the middle of something, or a network without input should not start from rest. The code
+    that Martens & Sutskever (2011) released learns one, from N(0,1/15).
+
+    Parameters, of the dtype and on the device of the layer's weights:
+        h_0: (L*D,1,R), R the size of h: P if the layer projects, else H. A cell's: (1,H).
+        c_0: (L*D,1,H), for an LSTM only. A cell's: (1,H).
+
+    Args:
+        rnn: an RNN, LSTM or GRU layer or cell, of rnnfast or torch.nn; it is not kept.
+        std: of the normal distribution that the states are drawn from, default 0: zeros.
+        generator: where they are drawn from, default torch's global one.
+
+    Inputs: how many sequences, B; None for one without a batch dimension.
+    Outputs: the layer's `hx`: h_0 (L*D,B,R), for an LSTM (h_0, c_0 (L*D,B,H)); (L*D,R) and (L*D,H) for None. Those of a
+    cell lack the dimension L*D.
+
+    Raises:
+        TypeError: `rnn` is none of these.
+        ValueError: std negative or not finite.
+    """
+
+    h_0: Tensor
+    c_0: Tensor | None
+
+    def __init__(self, rnn: nn.Module, std: float = 0.0, generator: Generator | None = None) -> None:
+        super().__init__()
+        if not isinstance(rnn, (RNNBase, RNNCellBase)):
+            raise TypeError(f"rnn should be an RNN, LSTM or GRU layer or cell, got {type(rnn).__name__}")
+        if not (math.isfinite(std) and std >= 0):
+            raise ValueError(f"std should be a number >= 0, got {std}")
+        layers: tuple[int, ...] = ()
+        R = H = cast(int, rnn.hidden_size)
+        if isinstance(rnn, RNNBase):
+            layers, R = (rnn.num_layers * (1 + rnn.bidirectional),), rnn.proj_size or H
+
+        def drawn(width: int) -> nn.Parameter:
+            values = torch.empty(*layers, 1, width, dtype=torch.float64, device="cpu")
+            return nn.Parameter(values.normal_(0, std, generator=generator).to(next(rnn.parameters())))
+
+        self.h_0 = drawn(R)
+        self.register_parameter("c_0", drawn(H) if isinstance(rnn, (nn.LSTM, nn.LSTMCell)) else None)
+
+    def forward(self, batch: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        h_0, c_0 = self.h_0, self.c_0
+        return _batched(h_0, batch) if c_0 is None else (_batched(h_0, batch), _batched(c_0, batch))
+
+
+def _batched(state: Tensor, batch: int | None) -> Tensor:
+    """(...,1,H) -> (...,B,H), or (...,H)"""
+    if batch is None:
+        return state.squeeze(-2)
+    return state.expand(*state.shape[:-2], batch, state.size(-1)).contiguous()
 
 
 class Center(nn.Module):

@@ -218,6 +218,11 @@ def _init(function: Callable[..., nn.Module], **options: Any) -> Callable[[], An
     return run
 
 
+def _initial_state() -> Callable[[], Any]:
+    layer = layer_of("LSTM", I, H)
+    return lambda: init.InitialState(layer, 0.5, generator())(3)
+
+
 def _readout() -> Callable[[], Any]:
     readout, sample = nn.Linear(H, 3, device="cpu", dtype=torch.float32), drawn(T, B, 3, requires_grad=False)
     targets = sample, sample > 0, torch.tensor([0, 2, 2], device="cpu")
@@ -271,6 +276,7 @@ RUNS: dict[str, Callable[[], Callable[[], Any]]] = {
     "forget_bias_": lambda: _init(init.forget_bias_),
     "chrono_": lambda: _init(init.chrono_, t_max=20),
     "readout": _readout,
+    "initial state": _initial_state,
     **{name: lambda name=name: _task(name) for name in tasks.TASKS},  # type: ignore[misc]
 }
 

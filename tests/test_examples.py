@@ -21,7 +21,8 @@ import matplotlib.pyplot as plt
 import rnnfast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OTHERS = {"echo_state", "four_ways", "gradient_flow", "recurrent_ppo"}  # these have tests of their own
+# These have tests of their own.
+OTHERS = {"echo_state", "four_ways", "gradient_flow", "momentum_search", "recurrent_ppo"}
 EPOCHS = {
     "sunspots": 3,
     "co2": 3,

@@ -58,6 +58,7 @@ def test_command_tells_what_happened(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "addition", "--T", "5"], "T=5 is too short for addition"),
+        (["--task", "addition", "--cue", "60"], "cue should be 0 to 19 steps"),
         (["--task", "subtraction"], "invalid choice: 'subtraction'"),
         (["--ways", "prayer"], "invalid choice: 'prayer'"),
     ],
@@ -67,6 +68,16 @@ def test_command_refuses(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         four_ways.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_tasks_options_are_those_of_the_command():
+    generator = torch.Generator()
+    x, _, mask = four_ways.make_task("xor", 40, 3, True).sample(5, generator)
+    last = mask.int().argmax(dim=0)
+    assert (x[last - 3, torch.arange(5), 1] == -1).all()
+    assert four_ways.make_task("memorisation_20bit", 40, 3, True).sample(5, generator).mask.sum() == 50
+    assert four_ways.make_task("memorisation_20bit", 40, 3, False).sample(5, generator).mask.sum() == 200
+    assert four_ways.make_task("permutation", 40, 3, True).name == "permutation"
 
 
 @pytest.mark.parametrize("name", ["addition", "temporal_order", "memorisation_5bit"])
@@ -134,6 +145,48 @@ def test_an_echo_state_network_adds():
     test = task.sample(300, torch.Generator().manual_seed(1))
     course = four_ways.train("esn", task, test, 0, four_ways.Limits(updates=4))
     assert course.ended == "solved" and course.errors[0] > 0.8
+
+
+def test_momentum_learns_an_order():
+    task = tasks.temporal_order(20)
+    test = task.sample(300, torch.Generator().manual_seed(1))
+    course = four_ways.train("momentum", task, test, 0, four_ways.Limits(updates=1500))
+    assert course.ended == "solved" and course.errors[0] > 0.3
+
+
+def test_momentum_is_tested_at_theta():
+    task = tasks.addition(20)
+    x, _, mask = task.sample(50, torch.Generator().manual_seed(1))
+    way = four_ways.Momentum(task, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        way.update()
+    outputs = way.outputs(x, mask)
+    assert not torch.equal(way.outputs_ahead(x, mask), outputs)
+    with way.schedule.at_theta():
+        assert torch.equal(way.outputs_ahead(x, mask), outputs)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        (four_ways.Recipe(), {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}),
+        (
+            four_ways.Recipe(biases=True, state=False, rate=0.1, clip=2.0, input_scale=0.5),
+            {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight", "bias"},
+        ),
+    ],
+)
+def test_a_recipe_decides_what_is_learned_and_how_fast(recipe, names):
+    way = four_ways.Momentum(tasks.addition(20), torch.Generator().manual_seed(0), recipe)
+    parameters = dict(way.network.named_parameters())
+    assert {name.split(".")[-1] for name in parameters} == names
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    (group,) = way.optimizer.param_groups
+    scale = parameters["rnn.weight_ih_l0"].std().item()
+    assert scale == pytest.approx(0.03 if recipe.input_scale is None else 0.5, rel=0.2)  # of 200
+    assert (group["lr"], way.clip) == ((1e-4, 5.0) if recipe.rate is None else (0.1, 2.0))
+    way.update()
+    assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
 
 
 def test_hessian_free_runs():

@@ -399,6 +399,68 @@ def test_center_refuses(sample):
         init.Center(sample)
 
 
+# with shapes of h_0 and c_0 for 5 sequences
+STATES = {
+    "RNN": ((1, 5, 20), None),
+    "LSTM": ((1, 5, 20), (1, 5, 20)),
+    "two layers, two directions": ((4, 5, 20), (4, 5, 20)),
+    "projected": ((1, 5, 16), (1, 5, 20)),
+    "RNNCell": ((5, 20), None),
+    "LSTMCell": ((5, 20), (5, 20)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_initial_state_is_what_the_layer_takes_and_learns(library, name):
+    rnn = LAYERS[name](library, dtype=torch.float64)
+    state = init.InitialState(rnn, std=0.3, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(*([] if name.endswith("Cell") else [6]), 5, 3, dtype=torch.float64)
+    hx = state(5)
+    pair = hx if isinstance(hx, tuple) else (hx, None)
+    assert tuple(None if s is None else tuple(s.shape) for s in pair) == STATES[name]
+    assert all(torch.equal(s[..., :1, :].expand_as(s), s) for s in pair if s is not None)  # the same for all sequences
+    assert list(state.state_dict()) == ["h_0", "c_0"][: 1 + (pair[1] is not None)]
+
+    def loss(of):
+        out = rnn(x, of)
+        return (out[0] if isinstance(out, tuple) else out).square().sum()
+
+    loss(hx).backward()
+    for parameter in state.parameters():  # a difference quotient along the gradient
+        slope, step = parameter.grad.norm().item(), 1e-6 * parameter.grad / parameter.grad.norm()
+        values = []
+        with torch.no_grad():
+            for sign in (1, -2):
+                parameter += sign * step
+                values.append(loss(state(5)).item())
+            parameter += step
+        assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-6)
+
+    one = rnn(x[..., 2, :], state())  # without a batch dimension
+    many = rnn(x, state(5))
+    one, many = (out[0] if isinstance(out, tuple) else out for out in (one, many))
+    assert torch.allclose(one, many[..., 2, :], rtol=1e-12, atol=1e-12)
+
+
+def test_initial_state_starts_at_the_default_state_or_from_its_generator():
+    for rnn in (rnnfast.LSTM(3, 20), nn.GRU(3, 20), nn.GRUCell(3, 20)):
+        assert all((p == 0).all() and p.requires_grad for p in init.InitialState(rnn).parameters())
+    seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
+    a, b = (init.InitialState(rnnfast.LSTM(3, 500), 0.2, seed) for seed in seeds)
+    assert torch.equal(a.c_0, b.c_0) and not torch.equal(a.c_0, a.h_0)
+    assert a.h_0.std().item() == pytest.approx(0.2, rel=0.15)  # 4.7 standard errors
+    half = init.InitialState(rnnfast.LSTM(3, 20, dtype=torch.bfloat16))
+    assert half(2)[0].dtype == torch.bfloat16
+
+
+def test_initial_state_refuses():
+    with pytest.raises(TypeError, match="an RNN, LSTM or GRU layer or cell, got Linear"):
+        init.InitialState(nn.Linear(3, 3))
+    for std in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="std should be a number >= 0"):
+            init.InitialState(rnnfast.RNN(3, 20), std)
+
+
 def test_output_bias_predicts_the_mean():
     readout, zeros = nn.Linear(4, 3), torch.zeros(1, 4)
     values = torch.randn(10, 6, 3)

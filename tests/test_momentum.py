@@ -37,21 +37,26 @@ def update(w, optimizer):
     optimizer.step()
 
 
-def papers_places(mus, lrs):
-    """theta_t + mu_t v_t for t = 1, 2, ... of Nesterov's accelerated gradient as the paper writes it."""
-    theta, v, places = START, np.zeros(3), []
+def papers(mus, lrs):
+    """theta_t and theta_t + mu_t v_t for t = 1, 2, ... of Nesterov's accelerated gradient as the paper writes it."""
+    theta, v, thetas, places = START, np.zeros(3), [], []
     for t, lr in enumerate(lrs):
         v = mus[t] * v - lr * A @ (theta + mus[t] * v)
         theta = theta + v
+        thetas.append(theta)
         places.append(theta + mus[t + 1] * v)
-    return np.array(places)
+    return np.array(thetas), np.array(places)
 
 
-def constant(t, mu):
-    return 0.9 if t < 7 else mu
+def papers_places(mus, lrs):
+    return papers(mus, lrs)[1]
 
 
-def increasing(t, mu, updates=40):
+def constant(t, mu, updates):
+    return min(0.9, mu) if t >= updates - 7 else 0.9 if t < 7 else mu
+
+
+def increasing(t, mu, updates):
     return min(0.9, mu) if t >= updates - 7 else min(1 - 2 ** (-1 - math.log2(t // 4 + 1)), mu)
 
 
@@ -59,22 +64,29 @@ def increasing(t, mu, updates=40):
 @pytest.mark.parametrize("schedule", ["constant", "increasing"])
 @pytest.mark.parametrize("rates", [lambda t: 0.05, lambda t: 0.05 / (1 + t), lambda t: 0.01 * (1 + t % 3)])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_the_update_is_the_papers(soon, mu, schedule, rates, foreach):
-    """Against the paper's recursion in float64, with momentum and learning rate changing."""
+@pytest.mark.parametrize("updates", [None, 40])
+def test_the_update_is_the_papers(soon, mu, schedule, rates, foreach, updates):
+    """Against the paper's recursion in float64, with momentum and learning rate changing: where the gradient is taken,
+    and theta."""
     steps = 40
     w, optimizer = sgd(lr=1.0, foreach=foreach)
     learning_rate = LambdaLR(optimizer, rates)
-    options = {"updates": steps} if schedule == "increasing" else {}
-    scheduler = MomentumSchedule(optimizer, mu, schedule, **options)
-    places = []
+    scheduler = MomentumSchedule(optimizer, mu, schedule, updates)
+    thetas, places = [], []
     for _ in range(steps):
         update(w, optimizer)
         learning_rate.step()
         scheduler.step()
-        places.append(w.detach().numpy().copy())
-    expected_mu = {"constant": constant, "increasing": increasing}[schedule]
-    expected = papers_places([expected_mu(t, mu) for t in range(steps + 1)], [rates(t) for t in range(steps)])
-    assert np.allclose(places, expected, rtol=1e-10, atol=1e-13)
+        place = w.detach().numpy().copy()
+        with scheduler.at_theta():
+            thetas.append(w.detach().numpy().copy())
+        assert np.array_equal(w.detach().numpy(), place)  # to the last bit
+        places.append(place)
+    mu_at = {"constant": constant, "increasing": increasing}[schedule]
+    mus = [mu_at(t, mu, math.inf if updates is None else updates) for t in range(steps + 1)]
+    expected = papers(mus, [rates(t) for t in range(steps)])
+    assert np.allclose(thetas, expected[0], rtol=1e-10, atol=1e-13)
+    assert np.allclose(places, expected[1], rtol=1e-10, atol=1e-13)
 
 
 def test_momentum_that_vanishes_and_returns(soon, monkeypatch):
@@ -83,12 +95,44 @@ def test_momentum_that_vanishes_and_returns(soon, monkeypatch):
     monkeypatch.setattr(MomentumSchedule, "momentum_at", lambda self, t: mus[t])
     w, optimizer = sgd()
     scheduler = MomentumSchedule(optimizer, 0.5)
-    places = []
+    thetas, places = [], []
     for _ in range(10):
         update(w, optimizer)
         scheduler.step()
         places.append(w.detach().numpy().copy())
-    assert np.allclose(places, papers_places(mus, [0.05] * 10), rtol=1e-12, atol=1e-15)
+        with scheduler.at_theta():
+            thetas.append(w.detach().numpy().copy())
+    expected = papers(mus, [0.05] * 10)
+    assert np.allclose(thetas, expected[0], rtol=1e-12, atol=1e-15)
+    assert np.allclose(places, expected[1], rtol=1e-12, atol=1e-15)
+
+
+def test_theta_comes_back_after_an_error_and_is_where_it_is_before_the_first_update():
+    w, optimizer = sgd()
+    frozen = torch.ones(2, requires_grad=True)
+    optimizer.add_param_group({"params": [frozen], "nesterov": True})
+    scheduler = MomentumSchedule(optimizer, 0.98)
+    with scheduler.at_theta():
+        assert np.array_equal(w.detach().numpy(), START)
+    update(w, optimizer)
+    scheduler.step()
+    place = w.detach().clone()
+    with pytest.raises(ZeroDivisionError), scheduler.at_theta():
+        assert not torch.equal(w, place) and torch.equal(frozen, torch.ones(2))
+        raise ZeroDivisionError
+    assert torch.equal(w, place) and w.requires_grad
+    with scheduler.at_theta():
+        theta = w.detach().clone()
+        with scheduler.at_theta():
+            assert torch.equal(w, theta)
+        assert torch.equal(w, theta)
+        state = scheduler.state_dict()
+        with pytest.raises(RuntimeError, match="the update would be lost"):
+            scheduler.step()
+    assert torch.equal(w, place) and scheduler.state_dict() == state
+    again = MomentumSchedule(sgd()[1], 0.98)
+    again.load_state_dict({**state, "velocity_lrs": [0.05]})  # it was saved at theta, and is not there now
+    again.step()
 
 
 def test_learning_rate_zero_moves_nothing_and_starts_afresh():
@@ -112,6 +156,8 @@ def test_numbers_of_the_paper():
     _, optimizer = sgd()
     rnn = MomentumSchedule(optimizer, 0.98)
     assert [rnn.momentum_at(t) for t in (0, 999, 1000, 49_999)] == [0.9, 0.9, 0.98, 0.98]
+    falls = MomentumSchedule(optimizer, 0.98, updates=50_000)
+    assert [falls.momentum_at(t) for t in (0, 999, 1000, 48_999, 49_000)] == [0.9, 0.9, 0.98, 0.98, 0.9]
     auto = MomentumSchedule(sgd()[1], 0.99, "increasing", updates=20_000)
     # floor(t/250): 0, 0, 1, 2, 48, 49, 100, then the last 1000 updates
     found = [auto.momentum_at(t) for t in (0, 249, 250, 500, 12_249, 12_250, 18_999, 19_000)]
@@ -222,6 +268,6 @@ def test_bad_arguments():
             MomentumSchedule(optimizer, mu)
     with pytest.raises(ValueError, match="schedule should be one of constant, increasing, got 'cosine'"):
         MomentumSchedule(optimizer, 0.9, "cosine")
-    for options in ({"updates": 100}, {"schedule": "increasing", "updates": 0}):
-        with pytest.raises(ValueError, match="updates should be a positive number"):
-            MomentumSchedule(optimizer, 0.9, **options)
+    for schedule in ("constant", "increasing"):
+        with pytest.raises(ValueError, match="updates should be a positive number, got 0"):
+            MomentumSchedule(optimizer, 0.9, schedule, updates=0)

@@ -105,6 +105,20 @@ def test_marked_numbers(name, combine, places):
     assert set(numbers) == {0, 1} if name == "xor" else 0 <= min(numbers) < max(numbers) < 1
 
 
+@pytest.mark.parametrize("name", ["addition", "multiplication", "xor"])
+@pytest.mark.parametrize("cue", [3, 29])
+def test_a_cue_some_steps_before_the_target(name, cue):
+    """The same sequences, the mark elsewhere."""
+    plain, early = (task.sample(200, generator()) for task in (tasks.make(name, 60), tasks.make(name, 60, cue=cue)))
+    assert torch.equal(plain.y, early.y) and torch.equal(plain.mask, early.mask)
+    assert torch.equal(plain.x[..., 0], early.x[..., 0])
+    last = plain.mask.int().argmax(dim=0)  # (B)
+    plain.x[last, torch.arange(200), 1] = 0
+    plain.x[last - cue, torch.arange(200), 1] = -1
+    assert torch.equal(plain.x, early.x)
+    assert ((early.x[..., 1] == 1).sum(dim=0) == 2).all()  # it never hides a marked number
+
+
 @pytest.mark.parametrize(
     ("name", "places"),
     [
@@ -150,6 +164,21 @@ def test_memorisation(name, count, alphabet):
         assert (y[:-count] == alphabet).all() and (y[-count:] == symbols[:count]).all()
         shown.add(tuple(symbols[:count]))
     assert len(shown) == 32 if alphabet == 2 else len(shown) == 200
+
+
+@pytest.mark.parametrize(("name", "count"), [("memorisation_5bit", 5), ("memorisation_20bit", 10)])
+def test_recall_only(name, count):
+    """The same sequences, targets at their ends."""
+    whole, recall = tasks.make(name, 60), tasks.make(name, 60, recall_only=True)
+    x, y, mask = recall.sample(30, generator())
+    every = whole.sample(30, generator())
+    assert torch.equal(x, every.x) and torch.equal(y[-count:], every.y[-count:])
+    assert mask[-count:].all() and not mask[:-count].any() and (y[:-count] == 0).all()
+    outputs = right_outputs(whole, every.y, every.mask).view(60, 30, -1)
+    outputs[:-count] = outputs[:-count].flip(-1)
+    outputs[-1, 3] = outputs[-1, 3].roll(1)
+    assert recall.wrong(outputs[-count:].flatten(0, 1), y, mask).tolist() == [int(b == 3) for b in range(30)]
+    assert recall.output_size == whole.output_size
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
@@ -217,6 +246,13 @@ def test_shortest_length(name):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="unknown task 'subtraction'; there are addition, multiplication"):
         tasks.make("subtraction", 100)
+    for cue in (-1, 30):
+        with pytest.raises(
+            ValueError, match=f"cue should be 0 to 29 steps before the end for xor with T=60, got {cue}"
+        ):
+            tasks.make("xor", 60, cue=cue)
+    with pytest.raises(TypeError, match="cue"):
+        tasks.make("permutation", 60, cue=3)
     with pytest.raises(ValueError, match="batch should be at least 1, got 0"):
         tasks.addition(100).sample(0)
 

@@ -92,7 +92,8 @@ class BackwardSweep:
         )
         call.run_backward(arrays, dz_more is not None)
         with products_as_cudnns(dz):
-            dx = dz[:, :, cell.input].flatten(1) @ w.w_ih if wants_dx else None
+            # In torch's order of gates, whose sums end with the large ones.
+            dx = dz[:, :, cell.in_torch_order(cell.input)].flatten(1) @ call.torchs_w_ih(layer) if wants_dx else None
         self.d_out = dx
         if layer > 0 and call.dropout is not None and dx is not None:
             self.d_out = dx * call.dropout[layer - 1]

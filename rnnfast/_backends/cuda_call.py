@@ -123,6 +123,11 @@ class Call:
         w_hr, unit = (last if self.sizes.P else None), (last if cell.unit_parameters else None)
         return Weights(w_ih.flatten(0, 1), w_hh, bias, w_hr, unit)
 
+    def torchs_w_ih(self, layer: int) -> Tensor:
+        """(D*g*H,I) as torch orders the gates"""
+        D, per = self.stack.D, self.stack.weights_each(self.weights)
+        return _side_by_side([self.weights[k * per] for k in range(layer * D, (layer + 1) * D)]).flatten(0, 1)
+
     def start(self, below: Tensor, w: Weights, gates: Tensor) -> None:
         """gates (N,D,G,H) = W_ih x + biases"""
         cell, (N, D, G, H) = self.stack.cell, gates.shape

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,8 +33,11 @@ class MomentumSchedule(LRScheduler):
     of initialization and momentum in deep learning):
 
         'constant'    0.9 for the first 1000 updates, then mu (section 4.2, recurrent networks; mu in 0, .9, .98, .995)
-        'increasing'  min(1 - 2^(-1 - log2(floor(t/250) + 1)), mu), and 0.9 in the last 1000 of `updates` (Eq. 5,
-                      autoencoders; mu in 0, .9, .99, .995, .999)
+        'increasing'  min(1 - 2^(-1 - log2(floor(t/250) + 1)), mu) (Eq. 5, autoencoders; mu in 0, .9, .99, .995, .999)
+
+    Both fall to 0.9, or mu where that is less, in the last 1000 of `updates`, if these are given (section 3, there for
+    autoencoders): a velocity that lives for 200 updates explores, one that lives for 10 settles. With mu = 0.995 the
+    fall divides the rate lr / (1 - mu) at which the weights follow a steady gradient by 20.
 
     **What torch computes and what the paper computes.** Nesterov's accelerated gradient in the paper, with parameters
     theta and velocity v:
@@ -46,8 +52,9 @@ class MomentumSchedule(LRScheduler):
     stand for torch's one m: mu_t, by which the old velocity decays, and mu_{t+1}, by which w_{t+1} looks ahead; and a
     change of lr would change the velocity already reached. So this schedule sets m = mu_{t+1} and multiplies the
     buffers by (mu_t / mu_{t+1}) (lr_{t-1} / lr_t): the paper's update, exactly, for any mu_t and lr_t. The model's
-    parameters are theta + mu v then. Step a scheduler of the learning rate *before* this one, so that it sees the new
-    lr. (An update with lr = 0 is torch's: nothing moves, and the velocity starts from 0 after it.)
+    parameters are theta + mu v then; `at_theta` shows theta. Step a scheduler of the learning rate *before* this one,
+    so that it sees the new lr. (An update with lr = 0 is torch's: nothing moves, and the velocity starts from 0 after
+    it.)
 
     **mu = 0.** SGD(nesterov=True) refuses momentum=0 when it is made. Give it any other number: it is overwritten
     before the first update, and torch's step then takes m = 0 for plain gradient descent.
@@ -56,14 +63,14 @@ class MomentumSchedule(LRScheduler):
         optimizer: a torch.optim.SGD, nesterov=True in every parameter group.
         mu: the momentum reached, mu_0 or mu_max in the paper, 0 <= mu < 1.
         schedule: 'constant' (default) or 'increasing'.
-        updates: how many there will be in all, for the drop to 0.9 at the end of 'increasing'; None: no drop.
+        updates: how many there will be in all, for the fall to 0.9 at their end; None (default): no fall.
 
     `state_dict()` holds plain numbers. Save it with the optimizer's, load both in either order: what follows is the
     same to the last bit as without the interruption.
 
     Raises:
         TypeError: the optimizer is no torch.optim.SGD.
-        ValueError: nesterov=False in a group, mu outside [0,1), an unknown schedule, or `updates` without 'increasing'.
+        ValueError: nesterov=False in a group, mu outside [0,1), an unknown schedule, or `updates` below 1.
     """
 
     def __init__(self, optimizer: Optimizer, mu: float, schedule: str = "constant", updates: int | None = None) -> None:
@@ -75,19 +82,58 @@ class MomentumSchedule(LRScheduler):
             raise ValueError(f"mu should be in [0,1), got {mu}")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule should be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-        if updates is not None and (schedule != "increasing" or updates < 1):
-            raise ValueError(f"updates should be a positive number, with schedule='increasing', got {updates}")
+        if updates is not None and updates < 1:
+            raise ValueError(f"updates should be a positive number, got {updates}")
         self.mu, self.schedule, self.updates = float(mu), schedule, updates
         self.velocity_lrs: list[float] = []  # by group: the lr in v = -lr b for the buffers as they are
+        self._is_at_theta = False
         super().__init__(optimizer)
 
     def momentum_at(self, t: int) -> float:
         """mu_t, t = 0 for the first update."""
-        if self.schedule == "constant":
-            return LOW if t < LOW_UPDATES else self.mu
         if self.updates is not None and t >= self.updates - LOW_UPDATES:
             return min(LOW, self.mu)
+        if self.schedule == "constant":
+            return LOW if t < LOW_UPDATES else self.mu
         return min(1 - 2.0 ** (-1 - math.log2(t // PERIOD + 1)), self.mu)
+
+    @contextmanager
+    def at_theta(self) -> Iterator[None]:
+        """In this context the model's parameters are theta, not theta + mu v: to test, or to save, what was learned.
+
+            with schedule.at_theta():
+                error = test(model)
+
+        Afterwards they are what they were, to the last bit. Enter it after `step`. Within itself it changes nothing.
+
+        Raises:
+            RuntimeError: `step` within it.
+        """
+        if self._is_at_theta:
+            yield
+            return
+        places = []  # parameters, and theta + mu v
+        with torch.no_grad():
+            for group in self.optimizer.param_groups:
+                # Where the next update has no momentum, the buffers still hold the velocity as the last one left it.
+                mu = group["momentum"] or self.momentum_at(self.last_epoch)
+                for parameter, buffer in self._velocities(group):
+                    places.append((parameter, parameter.clone()))
+                    parameter.add_(buffer, alpha=mu * float(group["lr"]))
+        self._is_at_theta = True
+        try:
+            yield
+        finally:
+            self._is_at_theta = False
+            with torch.no_grad():
+                for parameter, place in places:
+                    parameter.copy_(place)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Prepare the next update; call it after each of the optimizer's steps."""
+        if self._is_at_theta:
+            raise RuntimeError("step of a MomentumSchedule within its at_theta(): the update would be lost")
+        super().step(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Called by `step`: sets the momentum of the update to come and leaves the learning rates as they are."""
@@ -104,6 +150,10 @@ class MomentumSchedule(LRScheduler):
         self._set_momentum()
         return [group["lr"] for group in groups]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, for `load_state_dict`."""
+        return {name: value for name, value in super().state_dict().items() if name != "_is_at_theta"}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; the optimizer's momentum follows."""
         super().load_state_dict(state_dict)
@@ -114,7 +164,12 @@ class MomentumSchedule(LRScheduler):
             group["momentum"] = self.momentum_at(self.last_epoch + 1)
 
     def _scale_velocities(self, group: dict[str, Any], factor: float) -> None:
+        for _, buffer in self._velocities(group):
+            buffer.mul_(factor)
+
+    def _velocities(self, group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Parameters that have moved, and their buffers."""
         for parameter in group["params"]:
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
-                buffer.mul_(factor)
+                yield parameter, buffer

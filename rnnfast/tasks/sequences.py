@@ -82,29 +82,38 @@ class Task:
 # ------------------------------------------------------------------------------------------ two marked numbers
 
 
-def addition(T: int) -> Task:
+def addition(T: int, cue: int = 0) -> Task:
     """Add two marked numbers among many (Hochreiter & Schmidhuber 1997, experiment 4).
 
-    Input: a number from U(0,1), and a mark: 1 at two places, -1 at the first and the last step, else 0. Target, at the
-    last step: the sum of the marked numbers. The length is drawn from T..1.1 T for each sequence; the marks are in
-    0.01 T..0.1 T and 0.1 T..0.5 T (the upper end of each left out, never the first step), so the lag is T/2 or more.
+    Input: a number from U(0,1), and a mark: 1 at two places, -1 at the first step and `cue` steps before the last, else
+    0. Target, at the last step: the sum of the marked numbers. The length is drawn from T..1.1 T for each sequence; the
+    marks are in 0.01 T..0.1 T and 0.1 T..0.5 T (the upper end of each left out, never the first step), so the lag is
+    T/2 or more.
 
     Wrong: |output - sum| > 0.04. T >= 20; the papers' is 100 and 200 (2011), 80 (Sutskever et al. 2013).
+
+    Args:
+        T: length.
+        cue: steps from the second -1 to the target, default 0: at the last step, as in 1997. The code of 2011 has 3:
+            the network gets three steps to answer in.
+
+    Raises:
+        ValueError: T too short, or a cue that is negative or not after both marked numbers.
     """
     places = [(max(1, T // 100), T // 10 - 1), (T // 10, T // 2 - 1)]
-    return _two_marked("addition", T, 20, places, torch.add, F.mse_loss, _is_off)
+    return _two_marked("addition", T, 20, cue, places, torch.add, F.mse_loss, _is_off)
 
 
-def multiplication(T: int) -> Task:
+def multiplication(T: int, cue: int = 0) -> Task:
     """Multiply two marked numbers among many (Hochreiter & Schmidhuber 1997, experiment 5).
 
     As `addition`, with the product for the sum. Wrong: |output - product| > 0.04. T >= 20.
     """
     places = [(max(1, T // 100), T // 10 - 1), (T // 10, T // 2 - 1)]
-    return _two_marked("multiplication", T, 20, places, torch.mul, F.mse_loss, _is_off)
+    return _two_marked("multiplication", T, 20, cue, places, torch.mul, F.mse_loss, _is_off)
 
 
-def xor(T: int) -> Task:
+def xor(T: int, cue: int = 0) -> Task:
     """Exclusive or of two marked bits among many (Martens & Sutskever 2011). Rarely solved even by its authors.
 
     As `addition` with bits 0 and 1 for the numbers, the marks in 0.02 T..0.2 T and 0.3 T..0.5 T, and one logit for an
@@ -116,13 +125,16 @@ def xor(T: int) -> Task:
     def combine(a: Tensor, b: Tensor) -> Tensor:
         return (a != b).double()
 
-    return _two_marked("xor", T, 10, places, combine, F.binary_cross_entropy_with_logits, _is_other_side, bits=True)
+    return _two_marked(
+        "xor", T, 10, cue, places, combine, F.binary_cross_entropy_with_logits, _is_other_side, bits=True
+    )
 
 
 def _two_marked(
     name: str,
     T: int,
     least: int,
+    cue: int,
     places: list[Places],
     combine: Callable[[Tensor, Tensor], Tensor],
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -130,6 +142,9 @@ def _two_marked(
     bits: bool = False,
 ) -> Task:
     _check_length(name, T, least, "its marks lie in ranges of T/100 to T/2 steps")
+    latest = T - 1 - places[-1][1] - 1  # so that it comes after the second number in the shortest sequence
+    if not 0 <= cue <= latest:
+        raise ValueError(f"cue should be 0 to {latest} steps before the end for {name} with T={T}, got {cue}")
 
     def draw(B: int, generator: Generator | None) -> Batch:
         last, all_b = _last_steps(T, B, generator), torch.arange(B, device="cpu")  # (B)
@@ -139,7 +154,7 @@ def _two_marked(
             numbers = numbers.round()
         first, second = (_randint(low, high, (B,), generator) for low, high in places)  # (B)
         marks = torch.zeros(steps, B, dtype=torch.float64, device="cpu")
-        marks[0] = marks[last, all_b] = -1
+        marks[0] = marks[last - cue, all_b] = -1
         marks[first, all_b] = marks[second, all_b] = 1
         x = torch.stack([numbers, marks], dim=-1) * _until(last, steps)
         y = torch.zeros(steps, B, 1, dtype=torch.float64, device="cpu")
@@ -217,7 +232,7 @@ def permutation(T: int) -> Task:
     return Task("permutation", T, symbols, symbols, F.cross_entropy, _is_other_class, draw, _last_only=True)
 
 
-def memorisation_5bit(T: int) -> Task:
+def memorisation_5bit(T: int, recall_only: bool = False) -> Task:
     """Repeat five bits after a long pause (Martens & Sutskever 2011, "noiseless memorization").
 
     Input: 5 symbols out of 2, a distractor again and again, one cue, and the distractor for the last 5 steps. Target:
@@ -225,16 +240,24 @@ def memorisation_5bit(T: int) -> Task:
 
     Wrong: any output of the sequence. Table 5 of Sutskever et al. (2013) appears to count wrong symbols per sequence:
     the mean of `Task.wrong`.
+
+    Args:
+        T: length.
+        recall_only: are the last 5 steps the only ones with a target? Default False. The code of 2011 has both, as
+            `raw_mem5` and `raw_mem5_only_last_bits`; the loss, a mean over targets, then is that of the recall.
+
+    Raises:
+        ValueError: T too short.
     """
-    return _memorisation("memorisation_5bit", T, count=5, symbols=2)
+    return _memorisation("memorisation_5bit", T, recall_only, count=5, symbols=2)
 
 
-def memorisation_20bit(T: int) -> Task:
+def memorisation_20bit(T: int, recall_only: bool = False) -> Task:
     """Repeat ten symbols out of five, some 23 bits, after a long pause: as `memorisation_5bit`. Lag T - 10; T >= 21."""
-    return _memorisation("memorisation_20bit", T, count=10, symbols=5)
+    return _memorisation("memorisation_20bit", T, recall_only, count=10, symbols=5)
 
 
-def _memorisation(name: str, T: int, count: int, symbols: int) -> Task:
+def _memorisation(name: str, T: int, recall_only: bool, count: int, symbols: int) -> Task:
     _check_length(name, T, 2 * count + 1, f"{count} symbols are shown, then a cue, then {count} are repeated")
     distractor = nothing = symbols
     cue = symbols + 1
@@ -245,14 +268,17 @@ def _memorisation(name: str, T: int, count: int, symbols: int) -> Task:
         ids[:count], ids[-count - 1] = shown, cue
         y = torch.full((T, B), nothing, device="cpu")
         y[-count:] = shown
-        return Batch(F.one_hot(ids, symbols + 2).double(), y, torch.ones(T, B, dtype=torch.bool, device="cpu"))
+        mask = torch.ones(T, B, dtype=torch.bool, device="cpu")
+        if recall_only:
+            y[:-count] = mask[:-count] = 0
+        return Batch(F.one_hot(ids, symbols + 2).double(), y, mask)
 
     return Task(name, T, symbols + 2, symbols + 1, F.cross_entropy, _is_other_class, draw)
 
 
 # ------------------------------------------------------------------------------------------ what they share
 
-TASKS: dict[str, Callable[[int], Task]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     task.__name__: task
     for task in (
         addition,
@@ -267,15 +293,16 @@ TASKS: dict[str, Callable[[int], Task]] = {
 }
 
 
-def make(name: str, T: int) -> Task:
-    """The task of this name (one of `TASKS`) and length.
+def make(name: str, T: int, **options: int) -> Task:
+    """The task of this name (one of `TASKS`) and length; options are those of the function of this name.
 
     Raises:
         ValueError: no such task, or T too short for its lag.
+        TypeError: an option that the task does not have.
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
-    return TASKS[name](T)
+    return TASKS[name](T, **options)
 
 
 def _check_length(name: str, T: int, least: int, why: str) -> None:

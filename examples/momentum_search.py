@@ -1,0 +1,233 @@
+"""Runs for table 5 of Sutskever et al. (2013): echo-state initialisation and momentum, one row of a CSV file for each.
+
+    python -m examples.momentum_search --rate 1e-4 3e-4 --updates 5000 --csv runs.csv       # short runs find the rate
+    python -m examples.momentum_search --rate 1e-4 --seed 0 1 2 3 --csv runs.csv --resume   # whole ones the error
+    python -m examples.momentum_search --csv runs.csv --plot runs.png                       # wrong against updates
+
+Every combination of the rates, bounds and seeds that are given is one run. With --resume those whose rows the file has
+are left out, so the same command goes on where it was stopped. docs/four_ways.md has the results.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import rnnfast
+from examples.four_ways import INPUT_SCALE, MARKED, MEMORY, RATE, STEP, Momentum, Recipe, make_task
+from rnnfast import tasks
+from rnnfast.optim.momentum import LOW_UPDATES
+
+TEST = 10_000  # sequences: 0.00025 of them is 2.5
+LOOK = 1000  # updates between two looks at them
+PAPER = {  # table 5, Nesterov's method: by task and T the wrong sequences, or wrong symbols in each, by mu
+    ("addition", 80): {0.0: 0.39, 0.9: 0.02, 0.98: 0.21, 0.995: 0.00025},
+    ("multiplication", 80): {0.0: 0.48, 0.9: 0.36, 0.98: 0.22, 0.995: 0.0013},
+    ("memorisation_5bit", 200): {0.0: 1.27, 0.9: 1.02, 0.98: 0.96, 0.995: 0.63},
+    ("memorisation_20bit", 80): {0.0: 5.37, 0.9: 2.77, 0.98: 0.0144, 0.995: 5e-5},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides a run."""
+
+    task: str
+    T: int
+    cue: int
+    recall_only: bool
+    mu: float
+    rate: float
+    clip: float
+    biases: bool
+    state: bool
+    input_scale: float
+    updates: int
+    seed: int
+
+    def is_in(self, rows):
+        """Is one of these rows this run's?"""
+        mine = {name: str(value) for name, value in asdict(self).items()}
+        return any(mine.items() <= row.items() for row in rows)
+
+    def make_way(self, task):
+        torch.manual_seed(self.seed)
+        recipe = Recipe(self.mu, self.rate, self.clip, self.biases, self.state, self.input_scale, self.updates)
+        return Momentum(task, torch.Generator().manual_seed(self.seed), recipe)
+
+
+def error_on(test, run, task, outputs):
+    """What the table counts, the mean over the test sequences: wrong sequences, or wrong symbols in each."""
+    wrong = task.wrong(outputs, test.y, test.mask).double()
+    return (wrong if run.task in MEMORY else (wrong > 0).double()).mean().item()
+
+
+def perform(run):
+    """-> a row: the run, and what became of it. `ahead` is the error before momentum falls, at theta + mu v, `theta` at
+    theta then, `wrong` at theta in the end; `curve` is the error at theta, UPDATES:ERROR."""
+    task = make_task(run.task, run.T, run.cue, run.recall_only)
+    way, test = run.make_way(task), task.sample(TEST, torch.Generator().manual_seed(run.seed + 1_000_000))
+    falls, curve, ahead, start = run.updates - LOW_UPDATES, {}, float("nan"), time.perf_counter()
+    title = f"{run.task} mu={run.mu} rate={run.rate} clip={run.clip} seed={run.seed}"
+    for update in tqdm(range(run.updates + 1), desc=title, disable=None):
+        if update % LOOK == 0 or update in (falls, run.updates):
+            outputs = way.outputs(test.x, test.mask)
+            curve[update] = error_on(test, run, task, outputs)
+            if update == falls:
+                ahead = error_on(test, run, task, way.outputs_ahead(test.x, test.mask))
+            if not outputs.isfinite().all():
+                break
+        if update < run.updates:
+            way.update()
+    found = {
+        "ahead": ahead,
+        "theta": curve.get(falls, float("nan")),
+        "wrong": curve.get(run.updates, float("nan")),  # NaN: diverged before
+        "lowest": min(curve.values()),
+        "seconds": round(time.perf_counter() - start),
+        "curve": " ".join(f"{update}:{error:.6g}" for update, error in curve.items()),
+        "machine": f"{os.cpu_count()} cores, {rnnfast.info()['isa']}, {torch.get_num_threads()} threads",
+        "versions": f"rnnfast {rnnfast.__version__}, torch {torch.__version__}",
+        "command": "python -m examples.momentum_search " + " ".join(sys.argv[1:]),
+    }
+    return asdict(run) | found
+
+
+def read(path):
+    if not Path(path).exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path, row):
+    """Adds a row that is there whole or not at all, whenever the machine stops."""
+    rows, new = [*read(path), row], Path(f"{path}.new")
+    with open(new, "w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+# ------------------------------------------------------------------------------------------ what a file of runs shows
+
+
+def groups(rows):
+    """Rows that differ in their seed only, by what they share; the table's cells first, the best of a cell first."""
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in Run.__dataclass_fields__ if name != "seed"), []).append(row)
+    return sorted(found.values(), key=lambda group: (group[0]["task"], float(group[0]["mu"]), mean(group, "wrong")))
+
+
+def mean(rows, column):
+    return sum(float(row[column]) for row in rows) / len(rows)
+
+
+def papers(row):
+    return PAPER.get((row["task"], int(row["T"])), {}).get(float(row["mu"]))
+
+
+def table(rows):
+    """The paper's error beside those of the runs, means over their seeds."""
+    result = Table(
+        "task", "T", "cue", "recall only", "mu", "rate", "clip", "biases", "state", "input scale", "updates", "seeds"
+    )
+    for column in ("paper", "ahead, before the fall", "theta, before the fall", "theta, at the end"):
+        result.add_column(column, justify="right")
+    for group in groups(rows):
+        first, paper = group[0], papers(group[0])
+        errors = (f"{mean(group, column):.5f}" for column in ("ahead", "theta", "wrong"))
+        settings = (first[name] for name in Run.__dataclass_fields__ if name != "seed")
+        result.add_row(*settings, str(len(group)), "" if paper is None else f"{paper:g}", *errors)
+    return result
+
+
+def plot(path, rows):
+    """The longest runs of each task and mu: their errors over updates, and the paper's value as a dashed line."""
+    longest = {}
+    for row in rows:
+        longest[row["task"]] = max(longest.get(row["task"], 0), int(row["updates"]))
+    _, axes = plt.subplots(1, len(longest), figsize=(6.5 * len(longest), 4.5), layout="constrained", squeeze=False)
+    for axis, (name, updates) in zip(axes[0], longest.items(), strict=True):
+        whole = [row for row in rows if row["task"] == name and int(row["updates"]) == updates]
+        least, mus = 0.5 / TEST, sorted({row["mu"] for row in whole}, key=float)  # an axis that has no 0
+        for row in whole:
+            points = [point.split(":") for point in row["curve"].split()]
+            errors = [max(float(error), least) for _, error in points]
+            axis.plot([int(update) for update, _ in points], errors, f"C{mus.index(row['mu'])}", lw=1)
+        for number, mu in enumerate(mus):
+            paper = papers(next(row for row in whole if row["mu"] == mu))
+            axis.plot([], [], f"C{number}", label=f"mu = {mu}" + ("" if paper is None else f" (paper {paper:g})"))
+            if paper is not None:
+                axis.axhline(paper, color=f"C{number}", lw=1, ls="--")
+        axis.set(xlabel="updates", yscale="log", title=f"{name}, T={whole[0]['T']} (dashed: the paper)")
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("wrong of the test sequences, or wrong symbols in each")
+    plt.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="addition", choices=tasks.TASKS)
+    parser.add_argument("--T", type=int, default=80, help="length, default 80")
+    parser.add_argument("--cue", type=int, default=3, help="of the marked numbers, default 3 as in the code of 2011")
+    parser.add_argument("--recall-only", action="store_true", help="targets of memory tasks at the recall alone")
+    parser.add_argument("--mu", type=float, nargs="+", default=[0.995], help="momentum, default 0.995")
+    parser.add_argument("--rate", type=float, nargs="+", help="learning rates, default that of four_ways.py")
+    parser.add_argument("--clip", type=float, nargs="+", help="bounds on the gradient's norm, default 5e-4 / rate")
+    parser.add_argument("--biases", action="store_true", help="hidden biases")
+    parser.add_argument("--state", action=argparse.BooleanOptionalAction, default=True, help="learn the initial state")
+    parser.add_argument("--input-scale", type=float, help="of the input weights, default that of four_ways.py")
+    parser.add_argument(
+        "--updates", type=int, default=50_000, help=f"default 50000; {LOW_UPDATES} of them after the fall"
+    )
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--csv", default="momentum.csv", metavar="FILE", help="gets a row for each run")
+    parser.add_argument("--resume", action="store_true", help="leave out what the file has")
+    parser.add_argument("--plot", metavar="FILE", help="draw what the file has, print its table, and run nothing")
+    args = parser.parse_args()
+    rows = read(args.csv)
+    if args.plot:
+        plot(args.plot, rows)
+        Console(width=200).print(table(rows))
+        return
+    if rows and not args.resume:
+        parser.error(f"{args.csv} has {len(rows)} runs: --resume adds to them")
+    if args.updates < LOW_UPDATES:
+        parser.error(f"--updates should be at least {LOW_UPDATES}, after the fall of mu, got {args.updates}")
+    try:
+        make_task(args.task, args.T, args.cue, args.recall_only)
+    except ValueError as error:
+        parser.error(str(error))
+    cue, recall_only = args.cue if args.task in MARKED else 0, args.recall_only and args.task in MEMORY
+    scale = INPUT_SCALE.get(args.task, 0.1) if args.input_scale is None else args.input_scale
+    rates = args.rate or [RATE.get(args.task, 1e-3)]
+    for mu, rate, clip, seed in product(args.mu, rates, args.clip or [None], args.seed):
+        bound = STEP / rate if clip is None else clip
+        settings = cue, recall_only, mu, rate, bound, args.biases, args.state, scale, args.updates, seed
+        run = Run(args.task, args.T, *settings)
+        if not run.is_in(rows):
+            row = perform(run)
+            append(args.csv, row)
+            print(f"{run}: {row['wrong']}, {row['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
