@@ -28,7 +28,7 @@ struct Sweep {
     const int64_t* offsets;      // (T+1) on the device, the first row of each step; given with batch_sizes
     const bool* resets;          // (N) on the device: does an episode begin with this row? nullptr: nowhere
     const int64_t* first_reset;  // (B) on the device, step of the first reset, T if there is none; given with resets
-    bool by_steps;               // has it what the persistent kernels do not know? See plan.h
+    bool by_steps;               // has it what only `steps` knows? A cell (plan.h), resets, dm, dc_more
 
     int64_t recurrent() const { return P ? P : H; }  // R
 };

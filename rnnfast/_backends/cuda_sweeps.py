@@ -77,7 +77,7 @@ class Extension:
         return False
 
     def plan(self, s: Sweep, like: Tensor, backward: bool, inside: bool = False) -> Any:
-        """inside: are there gradients inside of the sweep, given or wanted, beside those of z and c?"""
+        """inside: is dL/dm wanted, or more of dL/dc_t given?"""
         sizes, by_steps = (s.H, s.P, s.B, s.D), inside or s.resets is not None
         device, number = self.place(like)[0], number_of(like.dtype)
         return self.make_plan(device, s.cell_index, number, *sizes, backward, by_steps, forced())
