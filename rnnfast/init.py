@@ -12,6 +12,8 @@ and leaves all weights as they were: initialise first, then parametrize or prune
     rnn = rnnfast.init.echo_state_(rnnfast.RNN(2, 100), input_scale=0.001)
     lstm = rnnfast.init.forget_bias_(rnnfast.LSTM(2, 100), 1.0)
 
+One file, long as it is: all of them read and set weights in the same careful way.
+
 Only `Center` and `output_bias_` look at data: they take a sample of it. `InitialState` is a state to learn.
 """
 

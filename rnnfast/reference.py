@@ -1,7 +1,7 @@
 """Recurrent layers in NumPy float64: forward, and back-propagation through time (BPTT) written out.
 
 This file is the truth that every kernel is tested against. It follows the equations line by line, one
-time step after another, and is never optimised. Read it beside them:
+time step after another, and is never optimised. It is one long file, to be read from top to bottom beside them:
 
     Elman   z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh            h_t = tanh(z_t)  or  relu(z_t)
 

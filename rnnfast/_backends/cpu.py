@@ -1,6 +1,7 @@
 """The compiled kernels as functions of tensors: sizes are checked, outputs allocated, addresses passed.
 
-The module is a `types.FusedBackend`, where each function and its arguments are explained.
+The module is a `types.FusedBackend`, where each function and its arguments are explained; it is one file as that is
+one protocol.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Calls that somebody traces (torch.compile, torch.export, fake tensors, a counter of flops or any other dispatch mode) go
 through the ops, others straight to `backend_for` their device: for a single streaming step the way through the
 dispatcher would cost more than the step. The ops have no derivatives of their own; those are the business of
-`rnnfast._autograd` alone.
+`rnnfast._autograd` alone. One file for all of them: an op is its schema, its run, its fake and its flops, and these
+have to agree.
 """
 
 from __future__ import annotations
