@@ -80,12 +80,11 @@ def test_a_card_without_kernels_gets_torchs_operators_and_a_warning(monkeypatch:
     card = SimpleNamespace(sm=75)
     module = SimpleNamespace(runs_on=lambda device: False, Card=SimpleNamespace(of=lambda device: card), Plan=object)
     extension = cuda_sweeps.Extension(module)
-    sweep = Sweep(BY_MODE["LSTM"].index, 1, 8, 0, 5, 1, None, None)
     monkeypatch.setattr(cuda_sweeps, "load_extension", lambda: extension)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
     gpu = SimpleNamespace(is_cpu=False, device=torch.device("cuda", 0))
     with pytest.warns(UserWarning, match=r"without kernels for an old card \(sm_75\).*sm_80 and later"):
-        assert cuda_sweeps.sweeps_for(gpu, sweep) is cuda_sweeps.Composite
+        assert cuda_sweeps.sweeps_for(gpu) is cuda_sweeps.Composite
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cuda_sweeps.sweeps_for(gpu, sweep) is cuda_sweeps.Composite  # said once
+        assert cuda_sweeps.sweeps_for(gpu) is cuda_sweeps.Composite  # said once

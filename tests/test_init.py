@@ -407,6 +407,7 @@ STATES = {
     "projected": ((1, 5, 16), (1, 5, 20)),
     "RNNCell": ((5, 20), None),
     "LSTMCell": ((5, 20), (5, 20)),
+    "GRU": ((2, 5, 20), None),
 }
 
 
