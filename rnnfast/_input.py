@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._autograd import op
 from rnnfast._backends import cuda_sweeps
+from rnnfast._backends.sizes import check_resets
 from rnnfast.fallback import warn_once
 
 CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -77,15 +78,6 @@ def weights_of(module: torch.nn.Module, names: Sequence[str]) -> list[Tensor]:
     """The tensors of these names, whatever put them there: parametrizations, pruning, data parallelism."""
     parameters: dict[str, Any] = module._parameters  # a fifth of the time of getattr on a Module
     return [parameters[name] if name in parameters else getattr(module, name) for name in names]
-
-
-def check_resets(resets: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    if resets.dtype != torch.bool:
-        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
-    if tuple(resets.shape) != shape:
-        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
-    if resets.device != device:
-        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")
 
 
 def packed_resets(resets: Any, input: PackedSequence, batch_first: bool) -> Tensor:

@@ -20,6 +20,7 @@ from rnnfast import _input, _step
 from rnnfast._autograd import op
 from rnnfast._backends import composite
 from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.sizes import check_resets
 from rnnfast._backends.types import Constants, Inputs, Stack
 from rnnfast._twins import Twin
 
@@ -238,7 +239,7 @@ class Layer(Twin, RNNBase):
             return _input.packed_resets(resets, input, self.batch_first)
         if not isinstance(resets, Tensor):
             raise TypeError(f"resets: expected a Tensor like the input, got {type(resets).__name__}")
-        _input.check_resets(resets, tuple(input.shape[:-1]), input.device)
+        check_resets(resets, tuple(input.shape[:-1]), input.device)
         if resets.dim() == 1:
             return resets.unsqueeze(1)
         return resets.transpose(0, 1) if self.batch_first else resets

@@ -34,7 +34,7 @@ from torch import Tensor
 from rnnfast._autograd.levels import Node, asked_for, is_recorded, is_transformed
 from rnnfast._autograd.vmap import Kind, vmap_rule
 from rnnfast._backends import composite, schema, sweeps
-from rnnfast._backends.types import Constants, Inputs, Past, SomeInputs, SomeOutputs, Stack
+from rnnfast._backends.types import Constants, Inputs, Past, SomeInputs, SomeOutputs, Stack, present
 from rnnfast.fallback import warn_once
 
 
@@ -78,10 +78,6 @@ def _past(stack: Stack, past: Sequence[Any], inputs: Iterable[Tensor]) -> Past:
     return Past(stack, Inputs.of(inputs), Constants(*past[:_C]), *past[_C:])
 
 
-def _present(tensors: Any) -> tuple[Tensor, ...]:
-    return tuple(t for t in tensors if t is not None)
-
-
 def _wanted(flags: Sequence[bool], some: Any) -> list[Any]:
     """Puts what was given for the wanted ones back in its places."""
     values = iter(some)
@@ -121,7 +117,7 @@ class Forward(Node):
     @staticmethod
     def forward(stack, *args):
         outputs, reserve = schema.forward(stack, Inputs.of(args[_C:]), Constants(*args[:_C]), keep=True)
-        return *_present(outputs), reserve
+        return *present(outputs), reserve
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -268,7 +264,7 @@ class Tangent(_Derivative):
     @staticmethod
     def forward(spec, *tensors):
         past, tangents, inputs = tensors[:_P], tensors[_P : _P + spec.n], tensors[_P + spec.n :]
-        return _present(schema.tangent(_past(spec.stack, past, inputs), SomeInputs.of(tangents)))
+        return present(schema.tangent(_past(spec.stack, past, inputs), SomeInputs.of(tangents)))
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -297,7 +293,7 @@ class Tangent(_Derivative):
     @staticmethod
     def composite(spec, constants, *both):
         inputs, tangents = Inputs.of(both[spec.n :]), SomeInputs.of(both[: spec.n])
-        return _present(composite.with_tangents(spec.stack, inputs, tangents, constants)[1])
+        return present(composite.with_tangents(spec.stack, inputs, tangents, constants)[1])
 
     @staticmethod
     def vmap(info, in_dims, spec, *tensors):
@@ -316,7 +312,7 @@ class Second(_Derivative):
         wanted = spec.wanted_first, spec.wanted_plain
         past = _past(spec.stack, past, inputs)
         outputs, *grads = schema.second(past, tangents, first, plain, *wanted, spec.groups)
-        return *_present(outputs), *_chosen(wanted, grads)
+        return *present(outputs), *_chosen(wanted, grads)
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -345,7 +341,7 @@ class Second(_Derivative):
         first, plain, both = SomeOutputs(*rest[:3]), SomeOutputs(*rest[3:6]), rest[6:]
         inputs, tangents = Inputs.of(both[n:]), SomeInputs.of(both[:n])
         outputs, *grads = composite.second(spec.stack, inputs, tangents, constants, first, plain, *wanted)
-        return *_present(outputs), *_chosen(wanted, grads)
+        return *present(outputs), *_chosen(wanted, grads)
 
     @staticmethod
     def vmap(info, in_dims, spec, *tensors):
@@ -381,11 +377,11 @@ def _gradients_by_composite(
     needed = [d is not None for d in cotangents]
     with sweeps.undisturbed(at[0].device):
         _, pull, *_ = torch.func.vjp(lambda *some: tuple(_only(needed, function(*some))), *at)
-        return _wanted(wanted, pull(_present(cotangents)))
+        return _wanted(wanted, pull(present(cotangents)))
 
 
 def _tangents_by_composite(node: Any, spec: Spec, saved: Any, tangents: Any) -> tuple[Tensor, ...]:
     """Along the tangents of the arguments after `past`."""
     function, at = _composite_at(node, spec, saved, [v is not None for v in tangents])
     with sweeps.undisturbed(at[0].device):
-        return composite.push_forward(function, at, _present(tangents))[1]
+        return composite.push_forward(function, at, present(tangents))[1]

@@ -16,7 +16,7 @@ from rnnfast._autograd.unrolled import by_composite as unroll_by_operators
 from rnnfast._backends import schema
 from rnnfast._backends.cells import BY_MODE
 from rnnfast._backends.cpu import DTYPES
-from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, Stack
+from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, Stack, present
 
 __all__ = ["DTYPES", "recompute", "recurrent", "unroll", "unroll_by_operators"]
 
@@ -69,7 +69,7 @@ def recurrent(
 
 def _recurrent(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Tensor, Tensor, Tensor | None]:
     transformed = levels.is_transformed()
-    needs_graph = torch.is_grad_enabled() and _any_requires_grad(inputs.flat())
+    needs_graph = _any_requires_grad(inputs.flat())
     if needs_graph and not transformed and recorded.is_recording():
         return recorded.record(stack, inputs, constants)
     if transformed:
@@ -105,13 +105,13 @@ def _recompute(stack: Stack, inputs: Inputs, constants: Constants, segment: int)
 
 @torch.compiler.allow_in_graph
 def _recomputed_in_graph(stack, constants, segment, *inputs):
-    return _present(_recompute(Stack(*stack), Inputs(*inputs), Constants(*constants), segment))
+    return present(_recompute(Stack(*stack), Inputs(*inputs), Constants(*constants), segment))
 
 
 @torch.compiler.allow_in_graph
 def _unrolled_in_graph(stack, constants, *inputs):
     outputs, states = unrolled.unroll(Stack(*stack), Inputs(*inputs), Constants(*constants))
-    return _present((*outputs, *states))
+    return present((*outputs, *states))
 
 
 @torch.compiler.allow_in_graph
@@ -144,17 +144,13 @@ def _dual(stack: Stack, n: int, pairs: list[tuple[Any, Tensor | None]]) -> tuple
     values = [value for value, _ in pairs]
     inputs, constants = Inputs.of(values[:n]), Constants(*values[n:])
     tangents = SomeInputs.of(tangent for _, tangent in pairs[:n])
-    moved = _present(tangents.flat())
+    moved = present(tangents.flat())
     if not moved or not schema.is_fused(inputs.x) or _any_requires_grad((*inputs.flat(), *moved)):
         return None
     if all(tangent is None for tangent in tangents.weights):
         both = schema.forward_dual(stack, inputs, constants, tangents)
-        return _present(both[0]), _present(both[1])
+        return present(both[0]), present(both[1])
     outputs, reserve = schema.forward(stack, inputs, constants, keep=True)
     assert reserve is not None
     outputs_dot = schema.tangent(Past(stack, inputs, constants, outputs.y, reserve), tangents)
-    return _present(outputs), _present(outputs_dot)
-
-
-def _present(tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
-    return tuple(t for t in tensors if t is not None)
+    return present(outputs), present(outputs_dot)

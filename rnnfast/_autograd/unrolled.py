@@ -7,14 +7,14 @@ Where that is differentiated once more, and under torch's transforms, torch's op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rnnfast._autograd.levels import Node, is_recorded, is_transformed
 from rnnfast._backends import composite, schema, sweeps
-from rnnfast._backends.types import Constants, Inner, Inputs, Outputs, Past, SomeOutputs, Stack
+from rnnfast._backends.types import Constants, Inner, Inputs, Outputs, Past, SomeOutputs, Stack, present
 from rnnfast.fallback import warn_once
 
 
@@ -41,7 +41,7 @@ def unroll(stack: Stack, inputs: Inputs, constants: Constants) -> tuple[Outputs,
     else:
         outputs, reserve = schema.forward(stack, inputs, constants, keep=True)
         assert reserve is not None
-        some = *_present(outputs), *_present(_parts(Past(stack, inputs, constants, outputs.y, reserve)))
+        some = *present(outputs), *present(_parts(Past(stack, inputs, constants, outputs.y, reserve)))
     return sort(stack, some)
 
 
@@ -59,10 +59,6 @@ def sort(stack: Stack, some: Sequence[Tensor]) -> tuple[Outputs, States]:
     return Outputs.of(some[:n]), States(hidden, c, rest[-1] if stack.cell.saves_gates else None)
 
 
-def _present(tensors: Any) -> tuple[Tensor, ...]:
-    return tuple(t for t in tensors if t is not None)
-
-
 def _parts(past: Past) -> States:
     backend = schema.backend_for(past.y)
     gates = backend.activations(past) if past.stack.cell.saves_gates else None
@@ -77,7 +73,7 @@ class _Unrolled(Node):
         constants, inputs = Constants(*args[:_C]), Inputs.of(args[_C:])
         outputs, reserve = schema.forward(stack, inputs, constants, keep=True)
         past = Past(stack, inputs, constants, outputs.y, reserve)
-        return *_present(outputs), *_present(_parts(past)), reserve
+        return *present(outputs), *present(_parts(past)), reserve
 
     @classmethod
     def apply(cls, *args):
@@ -124,11 +120,11 @@ def _recorded_gradients(
         given = iter(some)
         here = Inputs.of(next(given) if want else t for want, t in zip(wanted, flat, strict=True))  # type: ignore
         outputs, states = by_composite(stack, here, constants)
-        all_of = *_present(outputs), *_present(states)
+        all_of = *present(outputs), *present(states)
         return tuple(t for t, need in zip(all_of, needed, strict=True) if need)
 
     at = [t for t, want in zip(flat, wanted, strict=True) if want and t is not None]
     with sweeps.undisturbed(at[0].device):
         _, pull, *_ = torch.func.vjp(run, *at)
-        grads = iter(pull(_present(cotangents)))
+        grads = iter(pull(present(cotangents)))
     return [next(grads) if want else None for want in wanted]

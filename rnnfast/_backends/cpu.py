@@ -20,6 +20,7 @@ from rnnfast._backends.sizes import (
     Shape,
     Shapes,
     Sizes,
+    check_resets,
     saved_arrays,
     shape_of_a_row,
     shapes_of,
@@ -91,12 +92,7 @@ def _all_dense(
 
 def as_resets(resets: Tensor, shape: Shape, device: torch.device) -> Tensor:
     """The same in one block, after a check."""
-    if resets.shape != shape:
-        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
-    if resets.dtype is not torch.bool:
-        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
-    if resets.device != device:
-        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")
+    check_resets(resets, shape, device)
     return resets.contiguous()
 
 

@@ -114,3 +114,13 @@ def saved_arrays(s: Sizes, dtype: torch.dtype) -> Arrays:
     """y and the reserve of a call of these sizes, which have been checked."""
     reserve = s.N * reserve_per_row(s.stack, s.H, s.P)
     return _arrays(("y", "reserve"), [shapes_of(s, dtype).outputs.shapes[0], (reserve,)], dtype)
+
+
+def check_resets(resets: Tensor, shape: Shape, device: torch.device) -> None:
+    """Raises RuntimeError unless they are bool, of this shape, on this device."""
+    if resets.dtype != torch.bool:
+        raise RuntimeError(f"resets: expected dtype torch.bool, got {resets.dtype}")
+    if tuple(resets.shape) != shape:
+        raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")
+    if resets.device != device:
+        raise RuntimeError(f"resets: expected device {device} like the input, got {resets.device}")

@@ -12,6 +12,11 @@ from rnnfast._backends.cells import CELLS, Cell
 _T = TypeVar("_T")
 
 
+def present(tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
+    """Those that are not None, in order."""
+    return tuple(t for t in tensors if t is not None)
+
+
 class Stack(NamedTuple):
     """The sizes of a stack that no tensor tells: cell (its index in CELLS), L layers, D directions, has it biases."""
 
