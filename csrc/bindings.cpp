@@ -28,18 +28,21 @@ void expect(const Addresses& addresses, size_t count) {
 }
 
 Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t L, int64_t D, bool bias,
-                 Address batch_sizes, Address resets) {
+                 Address batch_sizes, Address resets, int precision) {
     if (cell < 0 || cell >= int(cells().size())) throw std::invalid_argument("cell: expected an index in cells()");
     if (T < 1) throw std::runtime_error("Expected sequence length to be larger than 0 in RNN");  // torch's words
     if (B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && !cells()[cell].projects))
         throw std::invalid_argument("sizes out of range");
+    if (precision < 0 || precision > 2)
+        throw std::invalid_argument("precision: expected 0 (highest), 1 (high), 2 (medium)");
     const auto* sizes = at<const int64_t>(batch_sizes);
     if (sizes)
         for (int64_t t = 0; t < T; ++t)
             if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B))
                 throw std::runtime_error("batch_sizes: expected positive numbers that do not increase, got " +
                                          std::to_string(sizes[t]) + " at step " + std::to_string(t));
-    return {&cells()[cell], T, B, I, H, P, L, D, bias, sizes, at<const uint8_t>(resets)};
+    return {
+        &cells()[cell], T, B, I, H, P, L, D, bias, sizes, at<const uint8_t>(resets), static_cast<Precision>(precision)};
 }
 
 // Arrays that always travel together, in this order.
@@ -214,7 +217,8 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "rnnfast's compiled core. Sizes and pointers only; see csrc/rnnfast.h.";
     py::class_<Shape>(m, "Shape")
         .def(py::init(&make_shape), py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
-             py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"), py::arg("resets") = 0)
+             py::arg("P"), py::arg("L"), py::arg("D"), py::arg("bias"), py::arg("batch_sizes"), py::arg("resets") = 0,
+             py::arg("precision") = 0)
         .def_property_readonly("rows", &Shape::rows)
         .def_property_readonly("reserve", [](const Shape& s) { return ReserveLayout::of_forward(s, s.rows()); })
         .def_property_readonly("adjoints", [](const Shape& s) { return AdjointLayout(s); });

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cells/traits.h"
+#include "precision.h"
 #include "unit.h"
 
 namespace rnnfast {
@@ -47,6 +48,7 @@ struct Shape {
     // (N) not 0: this row begins an episode, which is as if it were a sequence of its own, in both directions. h0 and
     // c0 are those of the episode that begins at step 0 without a reset there; others begin with zeros. nullptr: none.
     const uint8_t* resets = nullptr;
+    Precision precision = Precision::highest;
 
     int64_t gates() const { return cell->gates; }                               // G
     int64_t input_rows() const { return cell->input_gates.count * H; }          // of W_ih

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../cells/traits.h"
+#include "../precision.h"
 #include "../unit.h"
 
 // Members that every instruction set's file sees must leave no shared copy behind: the linker would keep any one of
@@ -251,8 +252,9 @@ struct Kernels {
 template <class T>
 const Kernels<T>& kernels();
 
-// The same for cells of H units, of which half a vector of AVX-512 may hold all: then AVX2's.
+// The same for cells of H units, of which half a vector of AVX-512 may hold all: then AVX2's; and with products of
+// fewer bits, where there are instructions for them.
 template <class T>
-const Kernels<T>& kernels_of_units(int64_t H);
+const Kernels<T>& kernels_for(int64_t H, Precision precision = Precision::highest);
 
 }  // namespace rnnfast

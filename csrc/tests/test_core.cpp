@@ -650,9 +650,8 @@ void check_narrow_cells() {
     const int lanes = kernels<double>().lanes;
     for (int64_t H = 1; H <= 3 * lanes; ++H) {
         const int expected = isa() == "avx512" && 2 * H <= lanes ? lanes / 2 : lanes;
-        expect(kernels_of_units<double>(H).lanes == expected, "lanes of narrow cells", "units", 8, int(H), 0);
-        expect(kernels_of_units<float>(2 * H).lanes == 2 * expected, "lanes of narrow cells", "units", 4, int(2 * H),
-               0);
+        expect(kernels_for<double>(H).lanes == expected, "lanes of narrow cells", "units", 8, int(H), 0);
+        expect(kernels_for<float>(2 * H).lanes == 2 * expected, "lanes of narrow cells", "units", 4, int(2 * H), 0);
     }
 }
 

@@ -81,14 +81,14 @@ const Kernels<double>& kernels<double>() {
 }
 
 template <class T>
-const Kernels<T>& kernels_of_units(int64_t H) {
+const Kernels<T>& kernels_for(int64_t H, Precision) {
 #ifdef RNNFAST_X86
     if (&kernels<T>() == avx512_kernels<T>() && 2 * H <= kernels<T>().lanes) return *avx2_kernels<T>();
 #endif
     return kernels<T>();
 }
 
-template const Kernels<float>& kernels_of_units<float>(int64_t);
-template const Kernels<double>& kernels_of_units<double>(int64_t);
+template const Kernels<float>& kernels_for<float>(int64_t, Precision);
+template const Kernels<double>& kernels_for<double>(int64_t, Precision);
 
 }  // namespace rnnfast

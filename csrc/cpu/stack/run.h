@@ -48,7 +48,7 @@ protected:
           G(shape.gates()),
           sequence(shape),
           N(sequence.N()),
-          kernel(kernels_of_units<T>(shape.H)),
+          kernel(kernels_for<T>(shape.H, shape.precision)),
           cell(kernel.cells[shape.cell->index]),
           plan(choose_plan(shape, threads, kernel.tile_rows, kernel.lanes, sizeof(T))),
           zeros(zeros_size(shape)),

@@ -53,7 +53,7 @@ Stream<T>::Product::Product(int64_t size, int64_t slots, int64_t K, int64_t lane
 template <class T>
 Stream<T>::Stream(const StreamShape& s, int64_t B)
     : AnyStream(s, B),
-      kernel_(kernels_of_units<T>(s.H)),
+      kernel_(kernels_for<T>(s.H)),
       lanes_(kernel_.lanes),
       R_(round_up(s.recurrent(), lanes_)),
       H_(round_up(s.H, lanes_)),
