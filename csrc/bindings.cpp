@@ -27,22 +27,25 @@ void expect(const Addresses& addresses, size_t count) {
     if (addresses.size() != count) throw std::invalid_argument("wrong number of arrays");
 }
 
+Precision precision_of(int precision) {
+    if (precision < 0 || precision > 2)
+        throw std::invalid_argument("precision: expected 0 (highest), 1 (high), 2 (medium)");
+    return static_cast<Precision>(precision);
+}
+
 Shape make_shape(int cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t L, int64_t D, bool bias,
                  Address batch_sizes, Address resets, int precision) {
     if (cell < 0 || cell >= int(cells().size())) throw std::invalid_argument("cell: expected an index in cells()");
     if (T < 1) throw std::runtime_error("Expected sequence length to be larger than 0 in RNN");  // torch's words
     if (B < 0 || I < 0 || H < 1 || P < 0 || L < 1 || D < 1 || D > 2 || (P && !cells()[cell].projects))
         throw std::invalid_argument("sizes out of range");
-    if (precision < 0 || precision > 2)
-        throw std::invalid_argument("precision: expected 0 (highest), 1 (high), 2 (medium)");
     const auto* sizes = at<const int64_t>(batch_sizes);
     if (sizes)
         for (int64_t t = 0; t < T; ++t)
             if (sizes[t] < 1 || sizes[t] > (t ? sizes[t - 1] : B))
                 throw std::runtime_error("batch_sizes: expected positive numbers that do not increase, got " +
                                          std::to_string(sizes[t]) + " at step " + std::to_string(t));
-    return {
-        &cells()[cell], T, B, I, H, P, L, D, bias, sizes, at<const uint8_t>(resets), static_cast<Precision>(precision)};
+    return {&cells()[cell], T, B, I, H, P, L, D, bias, sizes, at<const uint8_t>(resets), precision_of(precision)};
 }
 
 // Arrays that always travel together, in this order.
@@ -270,7 +273,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("add_gram", &add_gram_at);
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
+    m.def("emulated_isas", &emulated_isas);
     m.def("select_isa", &select_isa);
+    m.def("has_products", [](int precision) { return has_products(precision_of(precision)); });
     m.def("fma_peak_gflops", [](int bytes, int threads) {
         return bytes == 4 ? fma_peak_gflops<float>(threads) : fma_peak_gflops<double>(threads);
     });

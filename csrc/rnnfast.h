@@ -236,6 +236,10 @@ void add_gram(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();
 std::string isa();
+// Those that multiply 16-bit numbers in plain C++, which every CPU runs, slowly: for tests, by name.
+std::vector<std::string> emulated_isas();
+// Does the one in use have products of so many bits? Else they have all bits.
+bool has_products(Precision precision);
 // Choose by name, "" for the fastest. Throws std::invalid_argument for one that is unknown or that the CPU lacks.
 void select_isa(const std::string& name);
 

@@ -27,8 +27,8 @@ struct Columns {
 
     RNNFAST_INLINE int64_t vectors() const { return (size + lanes - 1) / lanes; }
     RNNFAST_INLINE int64_t first_vector(int64_t panel) const { return gates > 1 ? panel : panel * vectors() / panels; }
-    // Numbers that the packed panels of a (K, columns) matrix take.
-    RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * K; }
+    // Numbers that the packed panels of a (K, columns) matrix take; there is room for pairs of rows.
+    RNNFAST_INLINE int64_t packed(int64_t K) const { return vectors() * gates * lanes * (K + K % 2); }
 
     // The same units, some of the gates only.
     RNNFAST_INLINE Columns of(const Slots& slots) const {

@@ -4,7 +4,7 @@
 
 // clang-format off: the cells need the functions of the vectors that they are written for
 #include "math.h"
-#include "tile.h"
+#include "panel.h"
 #include "../../cells/call.h"
 #include "../../cells/list.h"
 // clang-format on
@@ -12,13 +12,13 @@
 namespace rnnfast {
 namespace {
 
-// Runs the product, and body(row0, row1, column, lanes, rows of the vector, numbers from gate to gate there) on each
-// vector of units of each finished piece; the compiler knows how many lanes a whole one has. body_stores: see
-// run_product.
-template <bool body_stores = false, class T, class Body>
-inline void product_then(const Product<T>& p, Body body) {
+// Runs a product of M (Plain, say), and body(row0, row1, column, lanes, rows of the vector, numbers from gate to gate
+// there) on each vector of units of each finished piece; the compiler knows how many lanes a whole one has.
+// body_stores: as done_stores of M::run.
+template <class M, bool body_stores = false, class T, class Body>
+inline void product_then(const Product<T>& p, const Body& body) {
     constexpr int V = lanes_of<T>;
-    run_product<body_stores>(p, [&](int64_t row0, int64_t row1, const Panel& panel, const Piece<T>& piece) {
+    M::template run<body_stores>(p, [&](int64_t row0, int64_t row1, const Panel& panel, const Piece<T>& piece) {
         const int vectors = p.columns.gates > 1 ? 1 : panel.vectors;
         const int whole = panel.last_lanes == V ? vectors : vectors - 1;
         for (int v = 0; v < whole; ++v)
@@ -106,17 +106,17 @@ inline void step_values(const Step<T>& s, int64_t row0, int64_t row1, int64_t j,
         }
 }
 
-template <class Cell, class T>
+template <class Cell, class M, class T = typename M::Number>
 void step(const Step<T>& s) {
-    product_then<true>(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z, ptrdiff_t stride) {
+    product_then<M, true>(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z, ptrdiff_t stride) {
         step_values<Cell>(s, row0, row1, j, n, z, stride);
     });
 }
 
-template <class Cell, class T>
+template <class Cell, class M, class T = typename M::Number>
 void step_backward(const StepBackward<T>& s) {
     const int64_t H = s.product.columns.size;
-    product_then(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> dms, ptrdiff_t) {
+    product_then<M>(s.product, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> dms, ptrdiff_t) {
         for (int64_t r = row0; r < row1; ++r) {
             Vec<T> a[Cell::gates], dz[Cell::gates], c = {}, c_prev = {}, dc = {}, dc_prev;
             Vec<T> p[room_for_unit<Cell>] = {}, dp[room_for_unit<Cell>];
@@ -170,20 +170,20 @@ inline DualRow<Cell, T> row_tangent(const StepTangent<T>& s, const GatesOfStep<C
     return row;
 }
 
-template <class Cell, class T>
+template <class Cell, class M, class T = typename M::Number>
 void step_tangent(const StepTangent<T>& s) {
     const Product<T>& p = s.product;
-    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z_dot, ptrdiff_t stride) {
+    product_then<M>(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z_dot, ptrdiff_t stride) {
         for (int64_t r = row0; r < row1; ++r)
             row_tangent(s, gates_of_step<Cell>(p, z_dot, stride, row0, r, j, n), r, j);
     });
 }
 
-template <class Cell, class T>
+template <class Cell, class M, class T = typename M::Number>
 void step_second(const StepSecond<T>& s) {
     const Product<T>& p = s.tangent.product;
     const int64_t H = p.columns.size;
-    product_then(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z_dot, ptrdiff_t stride) {
+    product_then<M>(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z_dot, ptrdiff_t stride) {
         for (int64_t r = row0; r < row1; ++r) {
             DualRow<Cell, T> row = row_tangent(s.tangent, gates_of_step<Cell>(p, z_dot, stride, row0, r, j, n), r, j);
             Dual<Vec<T>> dz[Cell::gates], dp[room_for_unit<Cell>], dc_prev;
@@ -209,11 +209,11 @@ void step_second(const StepSecond<T>& s) {
     });
 }
 
-template <class Cell, class T>
+template <class Cell, class M, class T = typename M::Number>
 void step_dual(const StepDual<T>& s) {
     const Product<T>& p = s.step.product;
     const int64_t count = p.rows / 2;
-    product_then<true>(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z, ptrdiff_t stride) {
+    product_then<M, true>(p, [&](int64_t row0, int64_t row1, int64_t j, auto n, Rows<T*> z, ptrdiff_t stride) {
         if (row0 < count) step_values<Cell>(s.step, row0, row1 < count ? row1 : count, j, n, z, stride);
         for (int64_t r = row0 > count ? row0 : count; r < row1; ++r)
             row_tangent(s.tangent, gates_of_step<Cell>(p, z, stride, row0, r, j, n), r - count, j);

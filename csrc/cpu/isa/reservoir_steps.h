@@ -27,13 +27,15 @@ inline Vec<T> leaky_units(const LeakyRows<T>& s, int64_t r, int64_t j, int n, Ve
 template <class T>
 void dense_reservoir_step(const DenseReservoirStep<T>& s) {
     constexpr int V = lanes_of<T>;
-    run_product(s.product, [&](int64_t row0, int64_t row1, const Panel& panel, const Piece<T>& piece) {
-        for (int v = 0; v < panel.vectors; ++v) {
-            const int64_t j = panel.column + v * int64_t(V);
-            const int n = panel.lanes(s.product.columns, v);
-            for (int64_t r = row0; r < row1; ++r) leaky_units<T>(s.leaky, r, j, n, load(piece.vector(v)[r - row0]));
-        }
-    });
+    Plain<T>::template run<false>(s.product,
+                                  [&](int64_t row0, int64_t row1, const Panel& panel, const Piece<T>& piece) {
+                                      for (int v = 0; v < panel.vectors; ++v) {
+                                          const int64_t j = panel.column + v * int64_t(V);
+                                          const int n = panel.lanes(s.product.columns, v);
+                                          for (int64_t r = row0; r < row1; ++r)
+                                              leaky_units<T>(s.leaky, r, j, n, load(piece.vector(v)[r - row0]));
+                                      }
+                                  });
 }
 
 // sums[v] of unit vectors v0 + v: sum_k w[k] * h[starts[k] + place of the unit in its run].

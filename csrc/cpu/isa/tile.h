@@ -1,15 +1,13 @@
-// The matrix product under everything: MR rows times NV vectors of columns held in registers while k runs.
+// Products of numbers as they are: MR rows times NV vectors of columns held in registers while k runs.
 #pragma once
 
-#include "../kernels.h"
-#include "vector.h"
+#include "panel.h"
 
 namespace rnnfast {
 namespace {
 
 // Accumulators + broadcasts + one load fit the register file: 24 + 6 + 1 of 32 with AVX-512, 12 + 3 + 1 of 16 else.
 constexpr int max_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? 6 : 3;
-constexpr int max_tile_vectors = 4;
 // Panels of three gates leave room for as many accumulators in four rows, where the vectors are held in place of the
 // rows' numbers: 12 + 3 + 1 of 16.
 constexpr int tall_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? max_tile_rows : 4;
@@ -18,16 +16,6 @@ constexpr int tall_tile_rows = RNNFAST_VECTOR_BYTES == 64 ? max_tile_rows : 4;
 // more.
 template <class T>
 constexpr int64_t k_block = 16384 / (max_tile_vectors * RNNFAST_VECTOR_BYTES) * (RNNFAST_VECTOR_BYTES == 64 ? 8 : 1);
-
-// Some rows of numbers, each from `start` on.
-template <class P>
-struct Rows {
-    P const* rows;  // nullptr: zeros
-    ptrdiff_t start;
-
-    RNNFAST_INLINE P operator[](int64_t r) const { return rows[r] + start; }
-    RNNFAST_INLINE explicit operator bool() const { return rows; }
-};
 
 // c[r][v] = init[r][v] + sum_k a[r][k * a_stride] * panel[k][v]; neighbouring vectors of c and init lie c_stride apart.
 // The order of the sum does not depend on MR or NV, so neither do the results.
@@ -102,112 +90,6 @@ constexpr const Tile<T>* tiles[] = {
 #endif
 };
 
-// Where one panel lies.
-struct Panel {
-    int64_t column;  // of its first vector, within a gate
-    int vectors;
-    ptrdiff_t stride;  // columns between its vectors
-    int last_lanes;    // columns in its last vector (with gates: in each of them)
-    int64_t offset;    // of its numbers, in units of K
-
-    Panel(const Columns& columns, int64_t panel) {
-        const int64_t first = columns.first_vector(panel);
-        const int64_t end = columns.first_vector(panel + 1);
-        column = first * columns.lanes;
-        vectors = columns.gates > 1 ? columns.gates : int(end - first);
-        stride = columns.gates > 1 ? columns.size : columns.lanes;
-        const int64_t left = columns.size - (end - 1) * columns.lanes;
-        last_lanes = int(left < columns.lanes ? left : columns.lanes);
-        offset = column * columns.gates;
-    }
-    int lanes(const Columns& columns, int v) const {
-        return columns.gates > 1 || v == vectors - 1 ? last_lanes : columns.lanes;
-    }
-    // Vector v is of this gate, and begins with this one of its columns.
-    int gate(const Columns& columns, int v) const { return columns.gates > 1 ? v : 0; }
-    int64_t column_of(const Columns& columns, int v) const {
-        return columns.gates > 1 ? column : column + int64_t(v) * columns.lanes;
-    }
-};
-
-// A finished piece of c, of which whole vectors can be read. A ragged one is a copy that goes on beyond the columns
-// that there are: what has just been stored in parts comes back from memory late, and holds up its neighbours' loads.
-template <class T>
-struct Piece {
-    Rows<T*> rows;     // the first vector of each row
-    ptrdiff_t stride;  // from one vector of a row to the next
-
-    RNNFAST_INLINE Rows<T*> vector(int v) const { return {rows.rows, rows.start + v * stride}; }
-};
-
-// Room for a tile of whole vectors, as many as a tile can have.
-template <class T>
-struct FullTile {
-    T numbers[tall_tile_rows][max_tile_vectors * lanes_of<T>];
-    T* rows[tall_tile_rows];
-
-    FullTile() {
-        for (int r = 0; r < tall_tile_rows; ++r) rows[r] = numbers[r];
-    }
-};
-
-// A tile whose last vector is only partly there: through a full one.
-template <class T>
-void ragged_tile(int rows, const Product<T>& p, const Panel& panel, int64_t K, Rows<const T*> a, const T* slice,
-                 Rows<const T*> init, Rows<T*> c, FullTile<T>& full, bool stores) {
-    constexpr int V = lanes_of<T>;
-    if (init)
-        for (int r = 0; r < rows; ++r)
-            for (int v = 0; v < panel.vectors; ++v)
-                store(full.rows[r] + v * V, load(init[r] + v * panel.stride, panel.lanes(p.columns, v)));
-    const Rows<const T*> start{init ? full.rows : nullptr, 0};
-    tiles<T>[rows - 1][panel.vectors - 1](K, a, p.a_stride, slice, start, {full.rows, 0}, V);
-    if (!stores) return;
-    for (int r = 0; r < rows; ++r)
-        for (int v = 0; v < panel.vectors; ++v)
-            store(c[r] + v * panel.stride, load(full.rows[r] + v * V), panel.lanes(p.columns, v));
-}
-
-// Runs the product; done(row0, row1, panel, piece) follows on each finished piece of c while it is in the cache.
-template <bool done_stores = false, class T, class Done>
-void run_product(const Product<T>& p, Done done) {
-    if (!p.rows) return;
-    // Row tiles of nearly the same height: `longer` ones have a row more than the rest.
-    const int64_t row_tiles = p.columns.gates == 3 ? (p.rows + tall_tile_rows - 1) / tall_tile_rows
-                                                   : (p.rows + max_tile_rows - 1) / max_tile_rows;
-    const int64_t tile_rows = p.rows / row_tiles, longer = p.rows % row_tiles;
-    const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
-    FullTile<T> full;
-    for (int64_t q = p.panel0; q < p.panel1; ++q) {
-        const Panel panel(p.columns, q);
-        const bool whole = panel.last_lanes == lanes_of<T>;
-        for (int64_t kb = 0; kb < k_blocks; ++kb) {
-            const int64_t k0 = kb * p.K / k_blocks, k1 = (kb + 1) * p.K / k_blocks;
-            const T* slice = p.packed + panel.offset * p.K + k0 * panel.vectors * lanes_of<T>;
-            const T* const* const init = kb ? p.c : p.init;
-            for (int64_t row0 = 0, left = row_tiles; left; --left) {
-                const int rows = int(row0 < longer * (tile_rows + 1) ? tile_rows + 1 : tile_rows);
-                const Rows<const T*> a{p.a + row0, k0 * p.a_stride};
-                const Rows<const T*> start{init ? init + row0 : nullptr, p.columns.first + panel.column};
-                const Rows<T*> c{p.c + row0, p.columns.first + panel.column};
-                if (whole)
-                    tiles<T>[rows - 1][panel.vectors - 1](k1 - k0, a, p.a_stride, slice, start, c, panel.stride);
-                else
-                    ragged_tile(rows, p, panel, k1 - k0, a, slice, start, c, full, !done_stores || kb < k_blocks - 1);
-                if (kb == k_blocks - 1)
-                    done(row0, row0 + rows, panel,
-                         whole ? Piece<T>{c, panel.stride} : Piece<T>{{full.rows, 0}, lanes_of<T>});
-                row0 += rows;
-            }
-        }
-    }
-}
-
-template <class T>
-void product(const Product<T>& p) {
-    run_product(p, [](int64_t, int64_t, const Panel&, const Piece<T>&) {});
-}
-
 // Columns [j, j + count) of one gate in rows [r0, r0 + MR) of a direct product. The order of a sum does not depend on
 // MR.
 template <class T, int MR>
@@ -270,21 +152,78 @@ void direct_product(const DirectProduct<T>& p) {
     }
 }
 
-// to[i * to_stride + j] = from[j * from_stride + i] for i < count, j < lanes, and 0 up to the last lane.
+// Products of numbers as they are.
 template <class T>
-inline void transpose_block(const T* from, ptrdiff_t from_stride, int lanes, int count, T* to, ptrdiff_t to_stride) {
+struct Plain {
+    using Number = T;
+
+    // Runs the product; done(row0, row1, panel, piece) follows on each finished piece of c while it is in the cache.
+    template <bool done_stores, class Done>
+    static void run(const Product<T>& p, const Done& done);
+    // See Kernels.
+    static void pack_transposed(const Columns& columns, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+                                int64_t panel1, T* packed);
+    static void pack_rows(const Columns& columns, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1,
+                          T* packed);
+    static int64_t burn(int64_t rounds);
+};
+
+template <class T>
+template <bool done_stores, class Done>
+void Plain<T>::run(const Product<T>& p, const Done& done) {
+    const RowTiles row_tiles(p.rows, p.columns.gates == 3 ? tall_tile_rows : max_tile_rows);
+    const int64_t k_blocks = p.K ? (p.K + k_block<T> - 1) / k_block<T> : 1;
+    FullTile<T, tall_tile_rows> full;
+    for (int64_t q = p.panel0; q < p.panel1; ++q) {
+        const Panel panel(p.columns, q);
+        for (int64_t kb = 0; kb < k_blocks; ++kb) {
+            const int64_t k0 = kb * p.K / k_blocks, k1 = (kb + 1) * p.K / k_blocks;
+            const bool last = kb == k_blocks - 1;
+            const T* slice = p.packed + panel.offset * p.K + k0 * panel.vectors * lanes_of<T>;
+            const T* const* const init = kb ? p.c : p.init;
+            int rows;
+            for (int64_t row0 = 0; row0 < p.rows; row0 += rows) {
+                rows = row_tiles.rows_at(row0);
+                const Rows<const T*> a{p.a + row0, k0 * p.a_stride};
+                const Rows<const T*> start{init ? init + row0 : nullptr, p.columns.first + panel.column};
+                const Rows<T*> c{p.c + row0, p.columns.first + panel.column};
+                const auto tile = [&](Rows<const T*> from, Rows<T*> to, ptrdiff_t stride) {
+                    tiles<T>[rows - 1][panel.vectors - 1](k1 - k0, a, p.a_stride, slice, from, to, stride);
+                };
+                const Piece<T> piece = run_tile(p, panel, rows, start, c, full, !done_stores || !last, tile);
+                if (last) done(row0, row0 + rows, panel, piece);
+            }
+        }
+    }
+}
+
+template <class T>
+void Plain<T>::pack_transposed(const Columns& columns, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+                               int64_t panel1, T* packed) {
     constexpr int V = lanes_of<T>;
-    Vec<T> square[V] = {};
-    if (lanes == V && count == V) {
-#pragma GCC unroll 16
-        for (int j = 0; j < V; ++j) square[j] = load(from + j * from_stride);
-        transpose<T>(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < V; ++i) store(to + i * to_stride, square[i]);
-    } else {
-        for (int j = 0; j < lanes; ++j) square[j] = load(from + j * from_stride, count);
-        transpose<T>(square);
-        for (int i = 0; i < count; ++i) store(to + i * to_stride, square[i]);
+    for (int64_t q = panel0; q < panel1; ++q) {
+        const Panel panel(columns, q);
+        const ptrdiff_t row = panel.vectors * V;
+        for (int v = 0; v < panel.vectors; ++v) {
+            const T* from = w[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
+            T* to = packed + panel.offset * K + v * V;
+            for (int64_t k = 0; k < K; k += V)
+                transpose_block(from + k, stride, panel.lanes(columns, v), int(K - k < V ? K - k : V), to + k * row,
+                                row);
+        }
+    }
+}
+
+template <class T>
+void Plain<T>::pack_rows(const Columns& columns, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1,
+                         T* packed) {
+    constexpr int V = lanes_of<T>;
+    for (int64_t q = panel0; q < panel1; ++q) {
+        const Panel panel(columns, q);
+        T* to = packed + panel.offset * K;
+        for (int64_t k = 0; k < K; ++k)
+            for (int v = 0; v < panel.vectors; ++v, to += V)
+                store(to, load(rows[k] + panel.column + v * panel.stride, panel.lanes(columns, v)));
     }
 }
 
@@ -315,6 +254,26 @@ void pack_rows(const Columns& columns, int64_t K, const T* const* rows, int64_t 
             for (int v = 0; v < panel.vectors; ++v, to += V)
                 store(to, load(rows[k] + panel.column + v * panel.stride, panel.lanes(columns, v)));
     }
+}
+
+// Twelve chains of multiply-adds hide how long each of them takes.
+template <class T>
+int64_t Plain<T>::burn(int64_t rounds) {
+    constexpr int chains = 12;
+    Vec<T> sum[chains];
+    Vec<T> factor = splat(T(0.999)), term = splat(T(0.001));
+#pragma GCC unroll 12
+    for (int j = 0; j < chains; ++j) sum[j] = splat(T(j));
+    for (int64_t i = 0; i < rounds; ++i) {
+        keep_in_register(factor);
+        keep_in_register(term);
+#pragma GCC unroll 12
+        for (int j = 0; j < chains; ++j) sum[j] = sum[j] * factor + term;
+    }
+    Vec<T> total = {};
+    for (int j = 0; j < chains; ++j) total += sum[j];
+    const bool used = total[0] > T(0);  // always; keeps the loop alive
+    return used ? rounds * chains * lanes_of<T> * 2 : 0;
 }
 
 }  // namespace

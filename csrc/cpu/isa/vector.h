@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#if RNNFAST_VECTOR_BYTES > 16
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -47,12 +47,12 @@ inline void store(T* p, Vec<T> v) {
     *reinterpret_cast<typename VectorTypes<T>::anywhere*>(p) = v;
 }
 
-#if RNNFAST_VECTOR_BYTES == 64
+#if RNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
 inline Vec<float> load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1 << n) - 1), p); }
 inline Vec<double> load_first(const double* p, int n) { return _mm512_maskz_loadu_pd(__mmask8((1 << n) - 1), p); }
 inline void store_first(float* p, Vec<float> v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), v); }
 inline void store_first(double* p, Vec<double> v, int n) { _mm512_mask_storeu_pd(p, __mmask8((1 << n) - 1), v); }
-#elif RNNFAST_VECTOR_BYTES == 32
+#elif RNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)
 inline __m256i first_floats(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -119,6 +119,12 @@ inline Vec<T> splat(T s) {
     return s - Vec<T>{};  // minus: exact for -0, too
 }
 
+inline Vec<float> reversed(Vec<float> v) {
+    VecBits<float> order;
+    for (int j = 0; j < lanes_of<float>; ++j) order[j] = lanes_of<float> - 1 - j;
+    return __builtin_shuffle(v, order);
+}
+
 // The sum of all lanes.
 template <class T>
 inline T sum(Vec<T> v) {
@@ -156,10 +162,10 @@ inline void transpose(Vec<T> (&rows)[lanes_of<T>]) {
 // Holds a loaded value in a register. Without it GCC folds the load into each multiply-add that uses the value, and
 // the loop of the tile product then waits for the load ports (a third of the speed on Zen 3).
 template <class V>
-inline void keep_in_register(V& v) {
-#if RNNFAST_VECTOR_BYTES == 64
+inline void keep_in_register([[maybe_unused]] V& v) {
+#ifdef __AVX512F__
     asm("" : "+v"(v));
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && RNNFAST_VECTOR_BYTES <= 32
     asm("" : "+x"(v));
 #endif
 }

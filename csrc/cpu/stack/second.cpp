@@ -199,8 +199,10 @@ private:
 }  // namespace
 
 template <class T>
-void second(const Shape& shape, const Past<T>& past, const T* adjoints, const Tangent<T>& dot,
+void second(const Shape& of_call, const Past<T>& past, const T* adjoints, const Tangent<T>& dot,
             const Gradients<T>& direct, const SavedGradients<T>& saved, int threads) {
+    Shape shape = of_call;
+    shape.precision = Precision::highest;  // differences of products are too small for fewer bits
     const ReserveLayout at = ReserveLayout::of_tangents(shape, shape.rows());
     const Buffer<T> saved_dot(at.size),
         d_unit(shape.L * shape.D * shape.rows() * shape.cell->unit_parameters * shape.H);

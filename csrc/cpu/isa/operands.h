@@ -1,0 +1,27 @@
+// What a unit that multiplies pairs of 16-bit numbers gets.
+#pragma once
+
+#include "panel.h"
+
+namespace rnnfast {
+namespace {
+
+// Rows on the left and a panel, in pairs; of numbers that are the sum of two, part by part.
+template <int parts>
+struct Operands {
+    int64_t pairs;
+    const uint32_t* a[parts];  // rows (pairs), a_row apart
+    ptrdiff_t a_row;
+    const uint32_t* panel[parts];  // (pairs,vectors,V)
+};
+
+// Calls body(part of the left, part of the panel) for the products that count: the last one, of both rests, is lost in
+// the rounding of the others.
+template <int parts, class Body>
+RNNFAST_INLINE void for_products(const Body& body) {
+    for (int i = 0; i < parts; ++i)
+        for (int j = 0; i + j < parts; ++j) body(i, j);
+}
+
+}  // namespace
+}  // namespace rnnfast

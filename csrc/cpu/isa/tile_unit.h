@@ -1,0 +1,122 @@
+// Multiplies pairs of bfloat16 numbers as AMX does: sums of 16 rows and up to 4 vectors of columns are tiles 0 to 3,
+// and 16 pairs along k are a tile on the left (4), which meets one of the panel (5) for each of them. Tiles 6 and 7 are
+// of the pairs that are left over at the end, so that nothing beyond them is read.
+#pragma once
+
+#include "operands.h"
+#include "tile.h"
+#include "tiles.h"
+
+namespace rnnfast {
+namespace {
+
+class TileUnit {
+public:
+    static constexpr int rows = tile_numbers;
+    static_assert(lanes_of<float> == tile_numbers);
+
+    TileUnit() = default;
+    TileUnit(const TileUnit&) = delete;
+    // The kernel saves tiles of a thread that has any whenever it is interrupted.
+    ~TileUnit() {
+        if (rows_) release_tiles();
+    }
+
+    // As PairUnit::tile.
+    template <int parts>
+    void tile(int rows, int vectors, const Operands<parts>& of, Rows<const float*> init, Rows<float*> c,
+              ptrdiff_t c_stride) {
+        set(rows, int(of.pairs % tile_numbers));
+        alignas(64) float sums[tile_numbers][max_tile_vectors * V];
+        switch (vectors) {
+            case 1:
+                multiply<1>(of, sums);
+                break;
+            case 2:
+                multiply<2>(of, sums);
+                break;
+            case 3:
+                multiply<3>(of, sums);
+                break;
+            default:
+                multiply<4>(of, sums);
+                break;
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int v = 0; v < vectors; ++v)
+                store(c[r] + v * c_stride,
+                      (init ? load(init[r] + v * c_stride) : Vec<float>{}) + load(sums[r] + v * V));
+    }
+
+    static int64_t burn(int64_t rounds) {
+        TileUnit unit;
+        unit.set(tile_numbers, 0);
+        clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>(), clear_tile<4>(), clear_tile<5>();
+        constexpr int rounds_of_vectors = 64;  // as many operations as in a round of vectors take one of tiles
+        for (int64_t i = 0; i < rounds / rounds_of_vectors; ++i) add_products<4, 4, 5>();
+        return rounds / rounds_of_vectors * 4 * tile_numbers * tile_numbers * tile_numbers * 4;
+    }
+
+private:
+    static constexpr int V = lanes_of<float>;
+
+    // Tiles for so many rows, and so many pairs at the end.
+    void set(int rows, int rest) {
+        if (rows == rows_ && rest == rest_) return;
+        TileSizes sizes;
+        const auto size = [&](int tile, int rows, int numbers) {
+            sizes.rows[tile] = uint8_t(numbers ? rows : 0), sizes.row_bytes[tile] = uint16_t(rows ? numbers * 4 : 0);
+        };
+        for (int v = 0; v < max_tile_vectors; ++v) size(v, rows, V);
+        size(4, rows, tile_numbers), size(5, tile_numbers, V);
+        size(6, rows, rest), size(7, rest, V);
+        set_tiles(sizes);
+        rows_ = rows, rest_ = rest;
+    }
+
+    template <int NV, int parts>
+    static void multiply(const Operands<parts>& of, float (*sums)[max_tile_vectors * V]) {
+        clear_tile<0>();
+        if constexpr (NV > 1) clear_tile<1>();
+        if constexpr (NV > 2) clear_tile<2>();
+        if constexpr (NV > 3) clear_tile<3>();
+        for_products<parts>([&](int i, int j) {
+            const uint32_t *a = of.a[i], *panel = of.panel[j];
+            int64_t k = 0;
+            for (; k + tile_numbers <= of.pairs; k += tile_numbers) {
+                load_tile<4>(a + k, of.a_row * 4);
+                add_products<NV, 4, 5>(panel + k * NV * V);
+            }
+            if (k == of.pairs) return;
+            load_tile<6>(a + k, of.a_row * 4);
+            add_products<NV, 6, 7>(panel + k * NV * V);
+        });
+        constexpr ptrdiff_t bytes = sizeof *sums;
+        store_tile<0>(sums[0], bytes);
+        if constexpr (NV > 1) store_tile<1>(sums[0] + V, bytes);
+        if constexpr (NV > 2) store_tile<2>(sums[0] + 2 * V, bytes);
+        if constexpr (NV > 3) store_tile<3>(sums[0] + 3 * V, bytes);
+    }
+
+    // Tiles v += left * vector v of the panel; nullptr: what `right` holds already.
+    template <int NV, int left, int right>
+    static void add_products(const uint32_t* panel = nullptr) {
+        const auto add = [&](auto tile, int v) {
+            if (panel) load_tile<right>(panel + v * V, NV * V * 4);
+            add_tile_products<decltype(tile)::number, left, right>();
+        };
+        add(Number<0>(), 0);
+        if constexpr (NV > 1) add(Number<1>(), 1);
+        if constexpr (NV > 2) add(Number<2>(), 2);
+        if constexpr (NV > 3) add(Number<3>(), 3);
+    }
+    template <int n>
+    struct Number {
+        static constexpr int number = n;
+    };
+
+    int rows_ = 0, rest_ = 0;
+};
+
+}  // namespace
+}  // namespace rnnfast
