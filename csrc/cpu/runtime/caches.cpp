@@ -105,8 +105,8 @@ Caches caches_of_leaves(const std::function<CpuidLeaf(uint32_t)>& leaf) {
         const int64_t type = bits(eax, 0, 4);
         if (!type) break;
         const int64_t line = bits(ebx, 0, 11) + 1, partitions = bits(ebx, 12, 21) + 1, ways = bits(ebx, 22, 31) + 1;
-        set_level(caches, int(bits(eax, 5, 7)), type == 2, line * partitions * ways * (int64_t(ecx) + 1),
-                  int(bits(eax, 14, 25) + 1));
+        const int64_t sets = bits(ecx, 0, 23) + 1;  // more cannot be true, and would overflow
+        set_level(caches, int(bits(eax, 5, 7)), type == 2, line * partitions * ways * sets, int(bits(eax, 14, 25) + 1));
     }
     return caches;
 }
