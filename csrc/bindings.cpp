@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/runtime/machine.h"
 #include "cpu/stack/layout.h"
 #include "rnnfast.h"
 #include "stream_binding.h"
@@ -212,6 +213,22 @@ void define_reservoirs(py::module_& m, const char* name) {
              py::arg("O"), py::arg("E"), py::arg("arrays"), py::arg("threads"));
 }
 
+// What is not known, or has not been needed so far, is None.
+py::dict describe_machine() {
+    const Caches& caches = asked_machine().caches;
+    const Machine* const measured = machine_if_measured();
+    const std::string name = cpu_name();
+    py::dict d;
+    d["cpu"] = name.empty() ? py::object(py::none()) : py::str(name);
+    d["l1d_kib"] = caches.l1d / 1024;
+    d["l2_kib"] = caches.l2 / 1024;
+    d["l3_kib"] = caches.l3 ? py::object(py::int_(caches.l3 / 1024)) : py::none();
+    d["l3_threads"] = caches.l3 ? py::object(py::int_(caches.l3_threads)) : py::none();
+    d["vectors_per_cycle"] = measured ? py::object(py::float_(measured->rates.multiply_adds)) : py::none();
+    d["far_bytes_per_cycle"] = measured ? py::object(py::float_(measured->rates.far_bytes)) : py::none();
+    return d;
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -275,7 +292,11 @@ PYBIND11_MODULE(_C, m) {
     m.def("usable_isas", &usable_isas);
     m.def("emulated_isas", &emulated_isas);
     m.def("select_isa", &select_isa);
+<<<<<<< HEAD
     m.def("has_products", [](int precision) { return has_products(precision_of(precision)); });
+=======
+    m.def("machine", &describe_machine);
+>>>>>>> plan
     m.def("fma_peak_gflops", [](int bytes, int threads) {
         return bytes == 4 ? fma_peak_gflops<float>(threads) : fma_peak_gflops<double>(threads);
     });

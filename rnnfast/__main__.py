@@ -12,7 +12,15 @@ def main() -> None:
     parser.add_argument("command", choices=["info"])
     parser.parse_args()
     for key, value in info().items():
-        print(f"{key:10} {', '.join(value) if isinstance(value, list) else value}")
+        print(f"{key:10} {_text(value)}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(number)}" for key, number in value.items())
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

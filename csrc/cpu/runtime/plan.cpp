@@ -5,30 +5,45 @@
 namespace rnnfast {
 namespace {
 
-// A model of one step in cycles of one thread; only its order matters. The constants are of the size measured on
-// current x86 server cores.
+// A model of one step in cycles of one thread; only its order matters. Two numbers make it: multiply-adds over their
+// rate, and bytes of weights over the bandwidth of the level of memory that holds them. A thread takes each panel of
+// its weights through its rows, tile by tile. The first tile takes as long as its multiply-adds, or as the panel takes
+// to arrive if that is longer; the others find it near. Threads that share the batch have few tiles each, and all the
+// weights arrive at all of them; threads that share the units have all tiles, and a part of the weights each. So units
+// are split where weights arrive more slowly than a tile multiplies them; else nothing is won that a barrier is worth.
+// The constants are of the size measured on current x86 server cores.
 constexpr double cycles_per_barrier = 600;
 constexpr double cycles_per_region = 15000;
-constexpr double near_cache = 512 * 1024;     // bytes of weights that a thread keeps at hand
-constexpr double far_bytes_per_cycle = 8;     // of weights beyond, each step
 constexpr double cycles_per_activation = 25;  // one vector of a gate
 
-double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lanes, int bytes) {
+double ceil_div(int64_t a, int64_t b) { return double((a + b - 1) / b); }
+
+double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lanes, int bytes, const Machine& machine) {
     const double G = s.gates(), R = s.recurrent();
     const double input = s.cell->input_gates.count, recurrent = s.cell->recurrent_gates.count;
-    const double rows = double((s.B + plan.row_groups - 1) / plan.row_groups);
-    const double tiles = double((int64_t(rows) + tile_rows - 1) / tile_rows);
-    const int64_t vectors = (s.H + lanes - 1) / lanes;
-    const double mine = double((vectors + plan.splits - 1) / plan.splits);  // vectors of units
+    const double rows = ceil_div(s.B, plan.row_groups), tiles = ceil_div(int64_t(rows), tile_rows);
+    const double mine = ceil_div((s.H + lanes - 1) / lanes, plan.splits);  // vectors of units
     const double sweeps = s.D > plan.directions ? double(s.D) : 1;
-    // a row of a tile costs one cycle for each vector, its panel's load about half a row
-    const double multiply = mine * (recurrent * R + input * double(s.I)) * (rows + .5 * tiles);
+    const bool is_far = recurrent * mine * lanes * R * bytes > machine.near_bytes();
+    // of a vector of weights: each row multiplies it, and its load in each tile costs about half a row
+    const double tile = (rows / tiles + .5) / machine.rates.multiply_adds;
+    const double arrival = is_far ? lanes * bytes / machine.rates.far_bytes : 0;
+    const double multiply =
+        mine * (recurrent * R * ((tiles - 1) * tile + std::max(tile, arrival)) + input * double(s.I) * tiles * tile);
     const double activate = G * mine * rows * cycles_per_activation;
-    const double weights = recurrent * mine * lanes * R * bytes;
-    const double stream = weights > near_cache ? weights / far_bytes_per_cycle : 0;
     const double wait = plan.splits > 1 ? cycles_per_barrier * (s.P ? 2 : 1) : 0;
     const double start = plan.threads() > 1 ? cycles_per_region / double(s.T * s.L) : 0;
-    return sweeps * (std::max(multiply, stream) + activate + wait) + start;
+    return sweeps * (multiply + activate + wait) + start;
+}
+
+// So many multiply-adds take a few times as long as measuring.
+constexpr double worth_measuring = 1e8;
+
+// The rates decide where there is a choice and weights come from afar.
+bool needs_rates(const Shape& s, int threads, int bytes, const Machine& machine) {
+    const double weights = double(s.recurrent_rows() * s.recurrent());  // of one layer and direction
+    return threads > 1 && s.B > 1 && weights * bytes > machine.near_bytes() &&
+           weights * double(s.T * s.B * s.L * s.D) > worth_measuring;
 }
 
 // Of a block of sums, in units of a row of one panel: to pack a panel, and to fetch what a row is multiplied by. Of the
@@ -51,10 +66,10 @@ Tiling Tiling::of(int64_t rows, int64_t panels, int threads) {
     return best;
 }
 
-Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes) {
+Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes, const Machine& machine) {
     Plan best;
-    if (shape.T < 1 || shape.B < 1) return best;
-    double best_cycles = cycles_per_step(shape, best, tile_rows, lanes, bytes);
+    if (threads == 1 || shape.T < 1 || shape.B < 1) return best;
+    double best_cycles = cycles_per_step(shape, best, tile_rows, lanes, bytes, machine);
     const int64_t vectors = (shape.H + lanes - 1) / lanes;
     for (int directions = 1; directions <= shape.D; ++directions) {
         const int team = threads / directions;
@@ -63,12 +78,19 @@ Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int 
             for (const int n : {1, splits}) {
                 if (n < 1) continue;
                 const Plan plan{directions, row_groups, n};
-                const double cycles = cycles_per_step(shape, plan, tile_rows, lanes, bytes);
+                const double cycles = cycles_per_step(shape, plan, tile_rows, lanes, bytes, machine);
                 if (cycles < best_cycles) best = plan, best_cycles = cycles;
             }
         }
     }
     return best;
+}
+
+Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes) {
+    if (threads == 1) return {};
+    const Machine& asked = asked_machine();
+    const bool measures = needs_rates(shape, threads, bytes, asked);
+    return choose_plan(shape, threads, tile_rows, lanes, bytes, measures ? measured_machine() : asked);
 }
 
 }  // namespace rnnfast

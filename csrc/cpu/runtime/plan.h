@@ -3,6 +3,7 @@
 
 #include "../../rnnfast.h"
 #include "../kernels.h"
+#include "machine.h"
 #include "threads.h"
 
 namespace rnnfast {
@@ -19,7 +20,9 @@ struct Plan {
     bool exchanges(int64_t D) const { return splits > 1 || (D > 1 && directions > 1); }
 };
 
-// `tile_rows` and `lanes` as in Kernels, `bytes` those of a number.
+// `tile_rows` and `lanes` as in Kernels, `bytes` those of a number of the packed weights.
+Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes, const Machine& machine);
+// For this machine, which is measured once there is a call that gains more by it than measuring takes.
 Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes);
 
 // How threads share the sums of a matrix (rows, panels of columns): each packs for itself what its panels are
