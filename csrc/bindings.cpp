@@ -292,12 +292,13 @@ PYBIND11_MODULE(_C, m) {
     m.def("usable_isas", &usable_isas);
     m.def("emulated_isas", &emulated_isas);
     m.def("select_isa", &select_isa);
-<<<<<<< HEAD
     m.def("has_products", [](int precision) { return has_products(precision_of(precision)); });
-=======
     m.def("machine", &describe_machine);
->>>>>>> plan
-    m.def("fma_peak_gflops", [](int bytes, int threads) {
-        return bytes == 4 ? fma_peak_gflops<float>(threads) : fma_peak_gflops<double>(threads);
-    });
+    m.def(
+        "fma_peak_gflops",
+        [](int bytes, int threads, int precision) {
+            return bytes == 4 ? fma_peak_gflops<float>(threads, precision_of(precision))
+                              : fma_peak_gflops<double>(threads, precision_of(precision));
+        },
+        py::arg("bytes"), py::arg("threads"), py::arg("precision") = 0);
 }

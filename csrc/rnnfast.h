@@ -243,8 +243,8 @@ bool has_products(Precision precision);
 // Choose by name, "" for the fastest. Throws std::invalid_argument for one that is unknown or that the CPU lacks.
 void select_isa(const std::string& name);
 
-// Multiply-add rate that `threads` threads reach without touching memory, in GFLOP/s.
+// Multiply-add rate that `threads` threads reach without touching memory, in GFLOP/s, in products of so many bits.
 template <class T>
-double fma_peak_gflops(int threads);
+double fma_peak_gflops(int threads, Precision precision = Precision::highest);
 
 }  // namespace rnnfast

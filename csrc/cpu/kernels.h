@@ -176,8 +176,9 @@ struct CellKernels {
     void (*step)(const Step<T>&);
     void (*step_backward)(const StepBackward<T>&);
     void (*step_tangent)(const StepTangent<T>&);
-    void (*step_second)(const StepSecond<T>&);
     void (*step_dual)(const StepDual<T>&);
+    // Second derivatives and streams take products with all bits: nullptr in a table of fewer.
+    void (*step_second)(const StepSecond<T>&);
     void (*stream_step)(const StreamStep<T>&);
 };
 
@@ -225,10 +226,17 @@ struct WideReservoirStep {
     LeakyRows<T> leaky;
 };
 
+// What a product costs, for plans.
+struct ProductCosts {
+    int tile_rows;  // rows of c that a tile holds
+    double bytes;   // of a packed number
+    double speed;   // multiply-adds beside those of numbers as they are, on the same CPU
+};
+
 template <class T>
 struct Kernels {
     int lanes;
-    int tile_rows;  // rows of c that one tile of the product holds
+    ProductCosts costs;
     // Put panels [panel0, panel1) of a (K, columns) matrix side by side; columns that fill up a vector are zeros.
     // packed(k, j) = w[g][j * stride + k] for column j of gate g
     void (*pack_transposed)(const Columns&, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
@@ -238,14 +246,15 @@ struct Kernels {
     void (*product)(const Product<T>&);
     void (*direct_product)(const DirectProduct<T>&);
     const CellKernels<T>* cells;  // by Cell::index
-    void (*affine)(const Affine<T>&);
-    void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
-    void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
-    void (*wide_reservoir_step)(const WideReservoirStep<T>&);
     // sums[j] += sum_r rows[r][j] for r in [0, count), j in [0, size), one partial sum for all rows
     void (*add_rows)(int64_t count, const T* rows, ptrdiff_t stride, int64_t size, T* sums);
     // Runs `rounds` rounds of independent multiply-adds; returns the number of floating-point operations done.
     int64_t (*burn)(int64_t rounds);
+    // Streams and reservoirs, whose products have all bits: nullptr in a table of fewer.
+    void (*affine)(const Affine<T>&);
+    void (*dense_reservoir_step)(const DenseReservoirStep<T>&);
+    void (*sparse_reservoir_step)(const SparseReservoirStep<T>&);
+    void (*wide_reservoir_step)(const WideReservoirStep<T>&);
 };
 
 // Kernels of the instruction set in use.

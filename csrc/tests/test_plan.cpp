@@ -31,9 +31,9 @@ const Machine amd{{32 * KiB, 1 * MiB, 32 * MiB, 16}, {1, 26}};
 
 // Of the kernels of AVX-512 in float32.
 Plan plan_of(const char* cell, int64_t T, int64_t B, int64_t I, int64_t H, int64_t L, int threads,
-             const Machine& machine, int bytes = 4) {
+             const Machine& machine, double bytes = 4) {
     const Shape shape{&find_cell(cell), T, B, I, H, 0, L, 1, true, nullptr};
-    return choose_plan(shape, threads, 6, 16, bytes, machine);
+    return choose_plan(shape, threads, 16, {6, bytes, 1}, machine);
 }
 
 struct Shared {
@@ -100,7 +100,7 @@ void check_intel() {
 
 // Each of the numbers decides, each way.
 void check_model() {
-    const auto splits = [](const Machine& machine, int bytes = 4) {
+    const auto splits = [](const Machine& machine, double bytes = 4) {
         return plan_of("lstm", 150, 20, 9, 512, 1, 2, machine, bytes).splits;
     };
     Machine machine = intel;
@@ -183,7 +183,7 @@ void check_this_machine() {
     const Caches& caches = asked_machine().caches;
     expect(same(Caches::agreed({caches}), caches), "what is asked can be true");
     const auto plan = [](int64_t T, int64_t B, int64_t H, int threads) {
-        choose_plan({&find_cell("lstm"), T, B, H, H, 0, 1, 1, true, nullptr}, threads, 6, 16, 4);
+        choose_plan({&find_cell("lstm"), T, B, H, H, 0, 1, 1, true, nullptr}, threads, 16, {6, 4, 1});
     };
     plan(100, 32, 64, 2), plan(1, 2, 1024, 2), plan(100, 1, 1024, 2), plan(100, 32, 1024, 1);
     expect(!machine_if_measured(), "what needs no measurement takes none");

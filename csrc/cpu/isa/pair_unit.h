@@ -72,6 +72,7 @@ constexpr const PairTile<parts>* pair_tiles[] = {
 
 struct PairUnit {
     static constexpr int rows = 6;  // of a tile, at most
+    static constexpr double speed = 2;
 
     // Adds what `of` has to `init`: `rows` rows, `vectors` vectors of columns.
     template <int parts>

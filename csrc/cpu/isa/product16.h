@@ -88,6 +88,8 @@ private:
 template <class Unit, int parts>
 struct Sixteen {
     using Number = float;
+    static constexpr bool has_all_bits = false;
+    static constexpr ProductCosts costs = {Unit::rows, 2. * parts, Unit::speed / (parts * (parts + 1) / 2)};
 
     // As those of Plain. A panel is packed part by part, (pairs,vectors,V) each.
     template <bool done_stores, class Done>
@@ -96,7 +98,7 @@ struct Sixteen {
                                 int64_t panel0, int64_t panel1, float* packed);
     static void pack_rows(const Columns& columns, int64_t K, const float* const* rows, int64_t panel0, int64_t panel1,
                           float* packed);
-    static int64_t burn(int64_t rounds) { return Unit::burn(rounds); }
+    static int64_t burn(int64_t rounds) { return Unit::burn(rounds) / (parts * (parts + 1) / 2); }
 
 private:
     static constexpr int V = lanes_of<float>;

@@ -31,20 +31,21 @@ template <class M, class... Cells>
 struct Table<M, CellList<Cells...>> {
     using T = typename M::Number;
     static constexpr CellKernels<T> cells[] = {{step<Cells, M>, step_backward<Cells, M>, step_tangent<Cells, M>,
-                                                step_second<Cells, M>, step_dual<Cells, M>, stream_step<Cells, T>}...};
+                                                step_dual<Cells, M>, M::has_all_bits ? step_second<Cells, M> : nullptr,
+                                                M::has_all_bits ? stream_step<Cells, T> : nullptr}...};
     static constexpr Kernels<T> all = {lanes_of<T>,
-                                       max_tile_rows,
+                                       M::costs,
                                        M::pack_transposed,
                                        M::pack_rows,
                                        product<M>,
                                        direct_product<T>,
                                        cells,
-                                       affine<T>,
-                                       dense_reservoir_step<T>,
-                                       sparse_reservoir_step<T>,
-                                       wide_reservoir_step<T>,
                                        add_rows<T>,
-                                       M::burn};
+                                       M::burn,
+                                       M::has_all_bits ? affine<T> : nullptr,
+                                       M::has_all_bits ? dense_reservoir_step<T> : nullptr,
+                                       M::has_all_bits ? sparse_reservoir_step<T> : nullptr,
+                                       M::has_all_bits ? wide_reservoir_step<T> : nullptr};
 };
 
 }  // namespace

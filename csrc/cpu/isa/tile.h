@@ -156,6 +156,8 @@ void direct_product(const DirectProduct<T>& p) {
 template <class T>
 struct Plain {
     using Number = T;
+    static constexpr bool has_all_bits = true;
+    static constexpr ProductCosts costs = {max_tile_rows, sizeof(T), 1};
 
     // Runs the product; done(row0, row1, panel, piece) follows on each finished piece of c while it is in the cache.
     template <bool done_stores, class Done>

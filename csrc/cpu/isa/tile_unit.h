@@ -13,6 +13,7 @@ namespace {
 class TileUnit {
 public:
     static constexpr int rows = tile_numbers;
+    static constexpr double speed = 16;
     static_assert(lanes_of<float> == tile_numbers);
 
     TileUnit() = default;

@@ -18,16 +18,16 @@ constexpr double cycles_per_activation = 25;  // one vector of a gate
 
 double ceil_div(int64_t a, int64_t b) { return double((a + b - 1) / b); }
 
-double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lanes, int bytes, const Machine& machine) {
+double cycles_per_step(const Shape& s, const Plan& plan, int lanes, const ProductCosts& costs, const Machine& machine) {
     const double G = s.gates(), R = s.recurrent();
     const double input = s.cell->input_gates.count, recurrent = s.cell->recurrent_gates.count;
-    const double rows = ceil_div(s.B, plan.row_groups), tiles = ceil_div(int64_t(rows), tile_rows);
+    const double rows = ceil_div(s.B, plan.row_groups), tiles = ceil_div(int64_t(rows), costs.tile_rows);
     const double mine = ceil_div((s.H + lanes - 1) / lanes, plan.splits);  // vectors of units
     const double sweeps = s.D > plan.directions ? double(s.D) : 1;
-    const bool is_far = recurrent * mine * lanes * R * bytes > machine.near_bytes();
+    const bool is_far = recurrent * mine * lanes * R * costs.bytes > machine.near_bytes();
     // of a vector of weights: each row multiplies it, and its load in each tile costs about half a row
-    const double tile = (rows / tiles + .5) / machine.rates.multiply_adds;
-    const double arrival = is_far ? lanes * bytes / machine.rates.far_bytes : 0;
+    const double tile = (rows / tiles + .5) / (machine.rates.multiply_adds * costs.speed);
+    const double arrival = is_far ? lanes * costs.bytes / machine.rates.far_bytes : 0;
     const double multiply =
         mine * (recurrent * R * ((tiles - 1) * tile + std::max(tile, arrival)) + input * double(s.I) * tiles * tile);
     const double activate = G * mine * rows * cycles_per_activation;
@@ -40,7 +40,7 @@ double cycles_per_step(const Shape& s, const Plan& plan, int tile_rows, int lane
 constexpr double worth_measuring = 1e8;
 
 // The rates decide where there is a choice and weights come from afar.
-bool needs_rates(const Shape& s, int threads, int bytes, const Machine& machine) {
+bool needs_rates(const Shape& s, int threads, double bytes, const Machine& machine) {
     const double weights = double(s.recurrent_rows() * s.recurrent());  // of one layer and direction
     return threads > 1 && s.B > 1 && weights * bytes > machine.near_bytes() &&
            weights * double(s.T * s.B * s.L * s.D) > worth_measuring;
@@ -66,10 +66,10 @@ Tiling Tiling::of(int64_t rows, int64_t panels, int threads) {
     return best;
 }
 
-Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes, const Machine& machine) {
+Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs, const Machine& machine) {
     Plan best;
     if (threads == 1 || shape.T < 1 || shape.B < 1) return best;
-    double best_cycles = cycles_per_step(shape, best, tile_rows, lanes, bytes, machine);
+    double best_cycles = cycles_per_step(shape, best, lanes, costs, machine);
     const int64_t vectors = (shape.H + lanes - 1) / lanes;
     for (int directions = 1; directions <= shape.D; ++directions) {
         const int team = threads / directions;
@@ -78,7 +78,7 @@ Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int 
             for (const int n : {1, splits}) {
                 if (n < 1) continue;
                 const Plan plan{directions, row_groups, n};
-                const double cycles = cycles_per_step(shape, plan, tile_rows, lanes, bytes, machine);
+                const double cycles = cycles_per_step(shape, plan, lanes, costs, machine);
                 if (cycles < best_cycles) best = plan, best_cycles = cycles;
             }
         }
@@ -86,11 +86,11 @@ Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int 
     return best;
 }
 
-Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes) {
+Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs) {
     if (threads == 1) return {};
     const Machine& asked = asked_machine();
-    const bool measures = needs_rates(shape, threads, bytes, asked);
-    return choose_plan(shape, threads, tile_rows, lanes, bytes, measures ? measured_machine() : asked);
+    const bool measures = needs_rates(shape, threads, costs.bytes, asked);
+    return choose_plan(shape, threads, lanes, costs, measures ? measured_machine() : asked);
 }
 
 }  // namespace rnnfast

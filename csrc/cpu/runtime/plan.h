@@ -20,10 +20,10 @@ struct Plan {
     bool exchanges(int64_t D) const { return splits > 1 || (D > 1 && directions > 1); }
 };
 
-// `tile_rows` and `lanes` as in Kernels, `bytes` those of a number of the packed weights.
-Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes, const Machine& machine);
+// `lanes` and `costs` as in Kernels.
+Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs, const Machine& machine);
 // For this machine, which is measured once there is a call that gains more by it than measuring takes.
-Plan choose_plan(const Shape& shape, int threads, int tile_rows, int lanes, int bytes);
+Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs);
 
 // How threads share the sums of a matrix (rows, panels of columns): each packs for itself what its panels are
 // multiplied with.

@@ -50,7 +50,7 @@ protected:
           N(sequence.N()),
           kernel(kernels_for<T>(shape.H, shape.precision)),
           cell(kernel.cells[shape.cell->index]),
-          plan(choose_plan(shape, threads, kernel.tile_rows, kernel.lanes, sizeof(T))),
+          plan(choose_plan(shape, threads, kernel.lanes, kernel.costs)),
           zeros(zeros_size(shape)),
           group_barriers(plan.directions * plan.row_groups) {
         std::fill(zeros.get(), zeros.get() + zeros_size(s), T(0));
