@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--preset", choices=PRESETS, default="quick", help="tiny: seconds, quick: minutes, full: 30 min"
+        "--preset", choices=PRESETS, default="quick", help="tiny: seconds, quick: minutes, full: 30 min a cell"
     )
     parser.add_argument("--speed", action="store_true", help="the times alone")
     parser.add_argument("--errors", action="store_true", help="the distance from float64 alone")
