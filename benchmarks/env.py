@@ -21,7 +21,10 @@ import rnnfast
 Env = dict[str, Any]
 
 PACKAGES = ("numpy", "onnxruntime", "onnx")
-FLAGS = ("sse4_2", "avx", "f16c", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "asimd")
+FLAGS = (
+    *("sse4_2", "avx", "f16c", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"),
+    *("asimd", "bf16"),
+)
 READ_S = 0.3  # how long a bandwidth is measured
 
 

@@ -44,12 +44,19 @@ class Classifier(nn.Module):
         return self.readout(h_n[-1])
 
 
-def train(model, x, digit, epochs):
-    """x (T,N,8), digit (N,); every image is cut anew to a random length each time. -> the loss of each epoch"""
+def load():
+    """-> x (T,N,8), digit (N,): 1797 images of 64 pixels, 0 to 16, in a random order"""
+    images, digit = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(digit))
+    x = torch.tensor(images[order] / 16, dtype=torch.float32).view(-1, T, 8).transpose(0, 1)
+    return x, torch.tensor(digit[order])
+
+
+def training(model, x, digit, epochs):
+    """x (T,N,8), digit (N,); every image is cut anew to a random length each time. Yields the loss of each epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    losses = []
-    for _ in (progress := tqdm(range(epochs), desc="training", unit="epoch")):
+    for _ in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(digit)).split(B):
             lengths = torch.randint(SHORTEST, T + 1, (len(rows),))
@@ -59,8 +66,15 @@ def train(model, x, digit, epochs):
             optimizer.step()
             total += loss.item() * len(rows)
         scheduler.step()
-        losses.append(total / len(digit))
-        progress.set_postfix(loss=f"{losses[-1]:.4f}")
+        yield total / len(digit)
+
+
+def train(model, x, digit, epochs):
+    """`training` with a progress bar -> the loss of each epoch"""
+    losses = []
+    for loss in (progress := tqdm(training(model, x, digit, epochs), desc="training", total=epochs, unit="epoch")):
+        losses.append(loss)
+        progress.set_postfix(loss=f"{loss:.4f}")
     return losses
 
 
@@ -87,11 +101,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
-    images, digit = load_digits(return_X_y=True)  # 1797 images of 64 pixels, 0 to 16
-    order = np.random.default_rng(0).permutation(len(digit))
-    x = torch.tensor(images[order] / 16, dtype=torch.float32).view(-1, T, 8).transpose(0, 1)  # (T,N,8)
-    digit = torch.tensor(digit[order])  # (N,)
-
+    x, digit = load()
     model = Classifier()
     rnnfast.convert(model)  # from here on model.rnn is an rnnfast.RNN, with the same parameters
     losses = train(model, x[:, TEST:], digit[TEST:], args.epochs)

@@ -45,11 +45,11 @@ class Forecaster(nn.Module):
 class Trainer:
     """A forecaster, its optimizer, its loss curve and the seconds each epoch took."""
 
-    def __init__(self, lstm_class):
-        torch.manual_seed(0)  # the same initial weights and the same order of batches for every trainer
+    def __init__(self, lstm_class, seed=0):
+        torch.manual_seed(seed)  # the same initial weights and the same order of batches for every trainer
         self.model = Forecaster(lstm_class)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        self.generator = torch.Generator().manual_seed(1)
+        self.generator = torch.Generator().manual_seed(seed + 1)
         self.losses, self.seconds = [], []
 
     def epoch(self, windows, targets):
@@ -63,6 +63,20 @@ class Trainer:
             total += loss.item() * len(rows)
         self.losses.append(total / len(windows))
         self.seconds.append(time.perf_counter() - start)
+
+
+def load():
+    """-> years (309,), sunspots (309,), and the latter with square roots standardized, as a tensor; mean and std."""
+    data = sm.datasets.sunspots.load_pandas().data
+    years, sunspots = data["YEAR"].to_numpy().astype(int), data["SUNACTIVITY"].to_numpy()
+    root = np.sqrt(sunspots)  # counts: the square root makes the noise about equal at every level
+    mean, std = root[:-TEST].mean(), root[:-TEST].std()
+    return years, sunspots, torch.tensor((root - mean) / std, dtype=torch.float32), mean, std
+
+
+def windows_of(series):
+    """Every T years and the year after them: series (N,) -> (N-T,T), (N-T,)"""
+    return series[:-1].unfold(0, T, 1), series[T:]
 
 
 @torch.no_grad()
@@ -96,12 +110,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)  # for both alike; two threads wait for each other whenever another program takes a core
 
-    data = sm.datasets.sunspots.load_pandas().data  # 309 years
-    years, sunspots = data["YEAR"].to_numpy().astype(int), data["SUNACTIVITY"].to_numpy()
-    root = np.sqrt(sunspots)  # counts: the square root makes the noise about equal at every level
-    mean, std = root[:-TEST].mean(), root[:-TEST].std()
-    series = torch.tensor((root - mean) / std, dtype=torch.float32)
-    windows, targets = series[:-1].unfold(0, T, 1), series[T:]  # (309-T,T), (309-T,)
+    years, sunspots, series, mean, std = load()
+    windows, targets = windows_of(series)
 
     def number(z):
         return np.maximum(z.numpy() * std + mean, 0) ** 2  # back from a standardized root to a sunspot number
