@@ -42,8 +42,8 @@ def recurrent(
 
     Args:
         mode: of the module: 'RNN_TANH', 'RNN_RELU', 'LSTM', 'GRU', 'LEAKY_TANH' or 'LEAKY_RELU'.
-        x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any
-            strides; on a GPU also float16 and bfloat16 (`rnnfast._backends.cuda`).
+        x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any strides, where 16-bit
+            numbers come as float32; on a GPU also float16 and bfloat16 (`rnnfast._backends.cuda`).
         batch_sizes: (T) int64 on the CPU, not increasing, as `PackedSequence.batch_sizes`; None: padded.
         h0: (L*D,B,R), R = P if projected else H; None: zeros.
         c0: (L*D,B,H), LSTM only; None: zeros.
