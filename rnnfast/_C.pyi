@@ -17,6 +17,7 @@ class Shape:
         bias: bool,
         batch_sizes: int,  # (T) int64
         resets: int = 0,  # (N) bool: this row begins an episode
+        precision: int = 0,  # of products of float32: 0 highest, 1 high, 2 medium
     ) -> None: ...
     @property
     def rows(self) -> int: ...

@@ -1,9 +1,9 @@
-"""What a layer asks of its input: is there a kernel for such numbers, what does autocast make of them, resets."""
+"""What a layer asks of its input: is there a kernel for such numbers, which does the call take and give, resets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,16 +11,40 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._autograd import op
 from rnnfast._backends import cuda_sweeps
+from rnnfast._backends.precision import HIGHEST, MEDIUM
 from rnnfast._backends.sizes import check_resets
 from rnnfast.fallback import warn_once
 
-CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HALVES = torch.bfloat16, torch.float16
 
 
-def has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
-    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, or if
-    autocast is left to torch, says so."""
-    if not to_torch and x.dtype == weight.dtype and not torch.jit.is_tracing():
+class Numbers(NamedTuple):
+    """The dtypes of a call that computes with others than it is given: autocast's, and 16-bit numbers on the CPU, whose
+    kernels hold them as float32 and round what they multiply."""
+
+    inputs: torch.dtype  # that x and the weights are rounded to
+    held: torch.dtype  # of the arrays of the kernels
+    h: torch.dtype  # of y, h_n and h_0
+    c: torch.dtype  # of c_n and c_0
+
+    @property
+    def precision(self) -> int:
+        """Of the products on the CPU: no fewer bits than the numbers have."""
+        return MEDIUM if self.inputs == torch.bfloat16 else HIGHEST
+
+    def cast(self, x: Tensor, hx: Any, weights: list[Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
+        """As the kernels take them."""
+        h, *c = hx if is_pair(hx) else (hx,)
+        h, *c = self._held(h, self.h), *(self._held(state, self.c) for state in c)
+        return self._held(x, self.inputs), (h, *c) if c else h, self._held(weights, self.inputs)
+
+    def _held(self, value: Any, rounded: torch.dtype) -> Any:
+        return cast(cast(value, rounded), self.held)
+
+
+def has_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Is there a kernel for this input as far as dtype, device and what is going on are concerned? If not, says so."""
+    if x.dtype == weight.dtype and not torch.jit.is_tracing():
         if x.is_cpu and weight.is_cpu and x.dtype in op.DTYPES:
             return True
         if x.is_cuda and x.device == weight.device and x.dtype in cuda_sweeps.DTYPES and cuda_sweeps.is_built():
@@ -32,8 +56,8 @@ def has_kernel(x: Tensor, weight: Tensor, to_torch: bool) -> bool:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; float64 it leaves
-    alone."""
+    """What autocast makes of float32 numbers on the device of x, if it is on and there are kernels; of float64 it makes
+    nothing else."""
     if not torch._C._is_any_autocast_enabled():
         return None
     device = x.device.type
@@ -43,11 +67,19 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Tensors of floating-point numbers in another dtype, alone or as a list of what was a tuple or list of any type;
-    everything else as it is."""
+    """Tensors of floating-point numbers but float64, which autocast leaves alone, in another dtype, alone or as a list
+    of what was a tuple or list of any type; everything else as it is."""
     if isinstance(value, (tuple, list)):
         return [cast(one, dtype) for one in value]
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    is_cast = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(dtype) if is_cast else value
+
+
+def are_all(dtype: torch.dtype, value: Any) -> bool:
+    """Is this the dtype of every tensor, alone or in a tuple or list of any type?"""
+    if isinstance(value, (tuple, list)):
+        return all(are_all(dtype, one) for one in value)
+    return not isinstance(value, Tensor) or value.dtype == dtype
 
 
 def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
@@ -57,8 +89,8 @@ def _why_no_kernel(x: Tensor, weight: Tensor) -> str | None:
         return None
     if torch.jit.is_tracing():
         return "torch.jit.trace"
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return f"autocast to {torch.get_autocast_dtype(device)}"
+    if x.is_cpu and x.dtype in HALVES:
+        return None
     if device == "cuda" and not cuda_sweeps.is_built():
         return f"{x.dtype} on cuda in this installation (it was not built with RNNFAST_CUDA=on)"
     return f"{x.dtype} on {device}" if x.dtype == weight.dtype else None

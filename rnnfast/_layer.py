@@ -20,6 +20,7 @@ from rnnfast import _input, _step
 from rnnfast._autograd import op
 from rnnfast._backends import composite
 from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.precision import IN_FORCE
 from rnnfast._backends.sizes import check_resets
 from rnnfast._backends.types import Constants, Inputs, Stack
 from rnnfast._twins import Twin
@@ -52,9 +53,13 @@ class Call(NamedTuple):
     c0: Tensor | None
     weights: list[Tensor]
     resets: Tensor | None  # (T,B) or (N)
-    dtype: torch.dtype | None  # what autocast makes of it
+    numbers: _input.Numbers | None  # where those are others than the kernels compute with
     single: bool  # one sequence without a batch dimension
     input: Any  # as it was given
+
+    @property
+    def precision(self) -> int:
+        return IN_FORCE if self.numbers is None else self.numbers.precision
 
 
 def _segment(recompute: int | str, call: Call) -> int:
@@ -93,11 +98,11 @@ class Layer(Twin, RNNBase):
         call = self._read(input, hx, resets)
         if call is None:
             return self._forward_by_torch(input, hx, resets)
-        done = None if call.dtype is not None or call.resets is not None else self._step_by_torch(*call[:5])
+        done = None if call.numbers is not None or call.resets is not None else self._step_by_torch(*call[:5])
         if done is not None:
             pass
         elif self.recompute is not None:
-            done = op.recompute(self._stack(), *self._arguments(call), _segment(self.recompute, call))
+            done = op.recompute(*self._arguments(call), _segment(self.recompute, call))
         else:
             done = op.recurrent(
                 self.mode,
@@ -111,6 +116,7 @@ class Layer(Twin, RNNBase):
                 self.bias,
                 self._dropout_masks(call.x),
                 call.resets,
+                call.precision,
             )
         return self._written(call, *done)
 
@@ -135,35 +141,40 @@ class Layer(Twin, RNNBase):
         call = self._read(input, hx, resets)
         if call is None:
             self._check(input, hx)
-            call = self._dense_call(input, hx, resets, self._kernel_weights(), None)
-            outputs, states = op.unroll_by_operators(self._stack(), *self._arguments(call))
+            call = self._dense_call(input, hx, resets, self._kernel_weights())
+            outputs, states = op.unroll_by_operators(*self._arguments(call))
         else:
-            outputs, states = op.unroll(self._stack(), *self._arguments(call))
+            outputs, states = op.unroll(*self._arguments(call))
         output, state = self._written(call, *outputs)
         L, D, cell = self.num_layers, 2 if self.bidirectional else 1, BY_MODE[self.mode]
         y = outputs.y.reshape(1, -1, outputs.y.size(-1))
         h = (y if L == 1 else torch.cat([states.hidden, y])).unflatten(2, (D, -1)).transpose(1, 2)  # (L,D,N,R)
         gates = None if states.gates is None else states.gates[:, :, :, cell.in_torch_order(cell.input)]
 
-        def arranged(part: Tensor | None) -> Tensor | None:
+        numbers = call.numbers
+
+        def arranged(part: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
             if part is None:
                 return None
             part = part.flatten(0, 1)  # (L*D,N,...)
+            part = part if dtype is None else part.to(dtype)
             if call.batch_sizes is not None:
                 return part
             part = part.unflatten(1, call.x.shape[:2])
             return part.squeeze(2) if call.single else part
 
-        every_h = arranged(h)
+        dtypes = (None, None, None) if numbers is None else (numbers.h, numbers.c, numbers.inputs)
+        every_h, every_c, every_gate = map(arranged, (h, states.c, gates), dtypes)
         assert every_h is not None
-        return Unrolled(output, state, every_h, arranged(states.c), arranged(gates))
+        return Unrolled(output, state, every_h, every_c, every_gate)
 
-    def _stack(self) -> Stack:
-        return Stack(BY_MODE[self.mode].index, self.num_layers, 2 if self.bidirectional else 1, self.bias)
-
-    def _arguments(self, call: Call) -> tuple[Inputs, Constants]:
-        masks = self._dropout_masks(call.x)
-        return Inputs(call.x, call.h0, call.c0, call.weights), Constants(call.batch_sizes, masks, call.resets)
+    def _arguments(self, call: Call) -> tuple[Stack, Inputs, Constants]:
+        D, masks = 2 if self.bidirectional else 1, self._dropout_masks(call.x)
+        return (
+            Stack(BY_MODE[self.mode].index, self.num_layers, D, self.bias, call.precision),
+            Inputs(call.x, call.h0, call.c0, call.weights),
+            Constants(call.batch_sizes, masks, call.resets),
+        )
 
     def _read(self, input: Any, hx: Any, resets: Any) -> Call | None:
         """The call as kernels take it; None if there is none for it."""
@@ -174,19 +185,24 @@ class Layer(Twin, RNNBase):
         else:
             return None
         weights = self._kernel_weights()
-        dtype = _input.autocast_dtype(x)
-        to_torch = dtype is not None and self._is_left_to_torch(x, dtype)
-        if dtype is not None and not to_torch:
-            x, hx, weights = self._autocast_inputs(x, hx, weights, dtype)
-        if not self._fits(x, batch_sizes, hx, weights[0], to_torch):
+        numbers, autocast = None, _input.autocast_dtype(x)
+        if autocast is not None:
+            numbers = self._autocast_numbers(x, batch_sizes, hx, autocast)
+        elif x.is_cpu and x.dtype in _input.HALVES and _input.are_all(x.dtype, (hx, weights)):
+            numbers = _input.Numbers(x.dtype, torch.float32, x.dtype, x.dtype)
+        if numbers is not None:
+            x, hx, weights = numbers.cast(x, hx, weights)
+        if not self._fits(x, batch_sizes, hx, weights[0]):
             return None
         if batch_sizes is None:
             input = x
-        elif dtype is not None:
+        elif numbers is not None:
             input = input._replace(data=x)
-        return self._dense_call(input, hx, resets, weights, dtype)
+        return self._dense_call(input, hx, resets, weights, numbers)
 
-    def _dense_call(self, input: Any, hx: Any, resets: Any, weights: list[Tensor], dtype: torch.dtype | None) -> Call:
+    def _dense_call(
+        self, input: Any, hx: Any, resets: Any, weights: list[Tensor], numbers: _input.Numbers | None = None
+    ) -> Call:
         """Time first, batched, states in the order of the batch."""
         h0, c0 = (None, None) if hx is None else hx if _input.is_pair(hx) else (hx, None)
         single = False
@@ -207,7 +223,7 @@ class Layer(Twin, RNNBase):
         if mask is not None and batch_sizes is None and mask.size(0) == 1:  # a single step begins anew, or goes on
             begins, mask = mask.view(1, -1, 1), None
             h0, c0 = (None if state is None else state.masked_fill(begins, 0) for state in (h0, c0))
-        return Call(x, batch_sizes, h0, c0, weights, mask, dtype, single, input)
+        return Call(x, batch_sizes, h0, c0, weights, mask, numbers, single, input)
 
     def _written(self, call: Call, y: Tensor, h_n: Tensor, c_n: Tensor | None) -> tuple[Any, Any]:
         """Output and state as the input was laid out."""
@@ -221,10 +237,9 @@ class Layer(Twin, RNNBase):
             h_n, c_n = _each(lambda state: state.squeeze(1), h_n, c_n)
         elif self.batch_first:
             output = y.transpose(0, 1)
-        dtype = call.dtype
-        if dtype is not None and y.is_cpu:
-            output, h_n = output.to(dtype), h_n.to(dtype)
-            c_n = c_n.to(dtype) if c_n is not None and self._is_onednns(dtype) else c_n
+        if call.numbers is not None:
+            output, h_n = output.to(call.numbers.h), h_n.to(call.numbers.h)
+            c_n = None if c_n is None else c_n.to(call.numbers.c)
         if call.batch_sizes is not None:
             output = PackedSequence(output, batch_sizes, order, back)
         return output, h_n if c_n is None else (h_n, c_n)
@@ -244,26 +259,22 @@ class Layer(Twin, RNNBase):
             return resets.unsqueeze(1)
         return resets.transpose(0, 1) if self.batch_first else resets
 
-    def _is_onednns(self, dtype: torch.dtype) -> bool:
-        """Would torch take oneDNN's LSTM under autocast on the CPU, if its CPU has instructions for it? It rounds the
-        cells; torch's own operators leave them float32."""
-        return self.mode == "LSTM" and not self.proj_size and dtype == torch.bfloat16
-
-    def _is_left_to_torch(self, x: Tensor, dtype: torch.dtype) -> bool:
-        """Can oneDNN take this call? With 16 bits it is faster than the kernels with 32."""
-        return x.is_cpu and self._is_onednns(dtype) and _input.CPU_HAS_BFLOAT16
-
-    def _autocast_inputs(self, x: Tensor, hx: Any, weights: Any, dtype: torch.dtype) -> tuple[Tensor, Any, Any]:
-        """Rounded as autocast does; on the CPU, whose kernels have no fewer bits, as float32 again."""
+    def _autocast_numbers(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, dtype: torch.dtype) -> _input.Numbers:
+        """On the CPU those of what torch takes there: oneDNN's LSTM, which rounds everything, or operators, of which
+        autocast rounds the products alone, so that a state that is carried past them stays as it was given."""
         if not x.is_cpu:
-            return _input.cast(x, dtype), _input.cast(hx, dtype), _input.cast(weights, dtype)
-        x, h, weights = (_input.cast(_input.cast(value, dtype), torch.float32) for value in (x, hx, weights))
-        keeps_c = _input.is_pair(hx) and not self._is_onednns(dtype)
-        return x, (h[0], _input.cast(hx[1], torch.float32)) if keeps_c else h, weights
+            return _input.Numbers(dtype, dtype, dtype, dtype)
+        cell = BY_MODE[self.mode]
+        if cell.has_c and not self.proj_size and batch_sizes is None and x.dtype != torch.float16:
+            return _input.Numbers(dtype, torch.float32, dtype, dtype)
+        state = hx[1] if _input.is_pair(hx) else hx
+        carried = torch.promote_types(dtype, state.dtype if isinstance(state, Tensor) else x.dtype)
+        reaches_h = cell.carries_h or (cell.has_c and not self.proj_size)
+        return _input.Numbers(dtype, torch.float32, carried if reaches_h else dtype, carried)
 
-    def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor, to_torch: bool) -> bool:
+    def _fits(self, x: Tensor, batch_sizes: Tensor | None, hx: Any, weight: Tensor) -> bool:
         """Is there a kernel for this call, and is everything of the right size?"""
-        if not _input.has_kernel(x, weight, to_torch):
+        if not _input.has_kernel(x, weight):
             return False
         dims = x.dim()
         if dims not in ((2, 3) if batch_sizes is None else (2,)) or x.size(-1) != self.input_size or x.numel() == 0:
@@ -305,8 +316,8 @@ class Layer(Twin, RNNBase):
     def _by_operators(self, input: Any, hx: Any, resets: Any) -> Any:
         """What torch's own layer has not, in torch's operators."""
         self._check(input, hx)
-        call = self._dense_call(input, hx, resets, self._kernel_weights(), None)
-        outputs, _ = composite.forward(self._stack(), *self._arguments(call))
+        call = self._dense_call(input, hx, resets, self._kernel_weights())
+        outputs, _ = composite.forward(*self._arguments(call))
         return self._written(call, *outputs)
 
     def _check(self, input: Tensor | PackedSequence, hx: Any) -> None:

@@ -16,6 +16,12 @@ directions; hx enters the episode that begins at step 0 without a reset, and no 
                                            more time.
                                            Gradients of second order are right, and keep every step.
 
+Modules of bfloat16 and float16, and autocast to these, run on the CPU's kernels of float32, too: x, states and weights
+are widened, which loses nothing (autocast rounds them first), and outputs are rounded, to the dtypes of torch's layers.
+Products take bfloat16 factors where the numbers are bfloat16, and of float32 as torch.set_float32_matmul_precision
+says when a pass runs; sums and states stay float32. Where a CPU has no units for that, float32 kernels run on the
+rounded numbers, and on float32 whatever the precision.
+
 `LSTMCell`, `RNNCell` and `GRUCell` are torch.nn's own classes. A kernel gains on a loop over time by what it does for
 all steps at once; a single step has nothing of that to win, and torch's cells have every derivative, and are open to
 every compiler and tracer.
@@ -58,8 +64,8 @@ class LSTM(Layer, torch.nn.LSTM):
         bidirectional: D = 2 instead of 1, default False.
         proj_size: P, size of h_t if not 0, default 0.
         recompute: train in less memory, see above; default None.
-        device, dtype: of the parameters; kernels exist for float32 and float64 on the CPU, and in an installation with
-            CUDA kernels for these, float16 and bfloat16 on NVIDIA GPUs.
+        device, dtype: of the parameters; kernels exist for float32, float64, float16 and bfloat16, on the CPU and, in
+            an installation with CUDA kernels, on NVIDIA GPUs.
 
     Inputs: input (T,B,I), (T,I) for one sequence, or a PackedSequence; optional (h_0, c_0), (L*D,B,P or H), (L*D,B,H);
         resets, see above.

@@ -135,8 +135,17 @@ def _autocast() -> Callable[[], Any]:
     return run
 
 
-def _fallback() -> Callable[[], Any]:
+def _bfloat16() -> Callable[[], Any]:
     layer, x = layer_of("LSTM", I, H).bfloat16(), drawn(T, B, I).bfloat16()
+
+    def run() -> Any:
+        return layer(x)
+
+    return run
+
+
+def _fallback() -> Callable[[], Any]:
+    layer, x = layer_of("LSTM", I, H).to(torch.complex64), drawn(T, B, I).to(torch.complex64)
 
     def run() -> Any:
         return layer(x)
@@ -262,6 +271,7 @@ RUNS: dict[str, Callable[[], Callable[[], Any]]] = {
     "large transforms": lambda: _func(large=True),
     "forward mode": _forward_mode,
     "autocast": _autocast,
+    "bfloat16": _bfloat16,
     "fallback": _fallback,
     "converted": _converted,
     "HessianFree": _hessian_free,

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import _input, fallback
+from rnnfast import fallback
 from rnnfast._autograd import op
 
 pytestmark = [
@@ -496,7 +496,7 @@ def test_dropout_only_in_training() -> None:
 # ------------------------------------------------------------------------------ what has no kernel
 
 
-FALLBACKS = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16, "torch.complex64": torch.complex64}
+FALLBACKS = {"torch.complex64": torch.complex64, "torch.complex128": torch.complex128}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -518,88 +518,6 @@ def test_fallback(name: str, reason: str, unwarned, kernel_calls: Calls) -> None
     for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
     assert not kernel_calls
-
-
-has_bfloat16 = pytest.mark.skipif(not _input.CPU_HAS_BFLOAT16, reason="torch's LSTM refuses bfloat16 on this CPU")
-
-
-@has_bfloat16
-@pytest.mark.parametrize("given", [False, True])
-def test_autocast_by_torch(given: bool, unwarned, kernel_calls: Calls) -> None:
-    """torch's dtypes (as the README lists them) and bits, gradients too, whether initial states are given or not."""
-    torchs, ours = pair("LSTM", 3, 4)
-    x, h = torch.ones(5, 2, 3), torch.ones(1, 2, 4)
-    hx = (h, h) if given else None
-    with torch.autocast("cpu"), pytest.warns(fallback.FallbackWarning, match=r"autocast to torch.bfloat16"):
-        got, expected = ours(x, hx), torchs(x, hx)
-    assert_alike(got, expected, rtol=0, atol=0)
-    assert {t.dtype for t in tensors(got)} == {torch.bfloat16}
-    for result in (got, expected):
-        tensors(result)[0].float().sum().backward()
-    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
-        assert a.grad.dtype == torch.float32 and torch.equal(a.grad, b.grad)
-    assert not kernel_calls
-    assert kernel_calls.of(lambda: ours(x)) == 1  # and after it the kernels again
-
-
-@pytest.mark.filterwarnings("error::rnnfast.fallback.FallbackWarning")
-@pytest.mark.parametrize(("name", "options"), [("LSTM", {}), ("LSTM", {"proj_size": 2}), ("RNN", {})])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("given", [False, True])
-def test_autocast(name, options, dtype, given: bool, unwarned, kernel_calls: Calls, monkeypatch) -> None:
-    """Where torch has no fast kernel: float32 kernels on rounded inputs and weights, to rounded outputs. The dtypes are
-    torch's, the errors smaller than torch's, which rounds at every step."""
-    monkeypatch.setattr(_input, "CPU_HAS_BFLOAT16", False)
-    torchs, ours = pair(name, 3, 8, **options)
-    x, R = torch.randn(30, 4, 3), options.get("proj_size", 8)
-    h, c = torch.randn(1, 4, R), torch.randn(1, 4, 8)
-    hx = None if not given else (h, c) if name == "LSTM" else h
-    with torch.autocast("cpu", dtype):
-        results = ours(x, hx)
-    assert len(kernel_calls) == 1
-    got = tensors(results)
-    c_dtype = dtype if dtype == torch.bfloat16 and not options else torch.float32
-    assert [t.dtype for t in got] == [dtype, dtype, c_dtype][: len(got)]
-    got[0].float().square().sum().backward()
-    grads = [w.grad for w in ours.parameters()]
-
-    def rounded(value):
-        return _input.cast(_input.cast(value, dtype), torch.float64)
-
-    exact = copy.deepcopy(torchs).double()
-    for w in exact.parameters():
-        w.data = rounded(w.data)
-    keeps_c = name == "LSTM" and c_dtype == torch.float32
-    states = hx if hx is None else (rounded(h), c.double()) if keeps_c else rounded(hx)
-    truth = tensors(exact(rounded(x), states))
-    truth[0].square().sum().backward()
-    wanted = [w.grad for w in exact.parameters()]
-    eps = torch.finfo(dtype).eps
-    for a, b in zip([*got, *grads], [*truth, *wanted], strict=True):
-        assert a.dtype in (dtype, torch.float32)
-        # one rounding of each output; gradients have one of dL/dy, in each of 30 steps, and one of themselves
-        torch.testing.assert_close(a.double(), b, rtol=2 * eps, atol=2 * eps * b.abs().max().item())
-    # To the last bit: the layer on rounded numbers, its outputs and gradients rounded.
-    layer = copy.deepcopy(ours)
-    layer.load_state_dict(exact.state_dict())
-    states = _input.cast(states, torch.float32)
-    outputs = tensors(layer(rounded(x).float(), states))
-    for a, b in zip(got, outputs, strict=True):
-        assert torch.equal(a, b.to(a.dtype))
-    dy = 2 * got[0].detach().float()
-    for a, b in zip(grads, torch.autograd.grad(outputs[0], list(layer.parameters()), dy), strict=True):
-        assert torch.equal(a, b.to(dtype).float())
-    steps, state = [], states
-    for t in range(len(x)):  # as torch's operators do it, without what this CPU's make of it
-        y, state = rounded(exact(rounded(x[t : t + 1]), None if state is None else _input.cast(state, torch.float64)))
-        steps.append(y)
-    assert (got[0].double() - truth[0]).abs().max() <= (torch.cat(steps) - truth[0]).abs().max()
-    try:
-        with torch.autocast("cpu", dtype):
-            theirs = tensors(torchs(x, hx))
-    except RuntimeError:  # on this CPU
-        return
-    assert [t.dtype for t in got] == [t.dtype for t in theirs]
 
 
 @pytest.mark.filterwarnings("error")

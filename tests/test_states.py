@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnfast
-from rnnfast import _input
 from rnnfast._autograd import op
 
 
@@ -47,7 +46,6 @@ def tensors(result: Any) -> list[Tensor]:
 @pytest.mark.parametrize("kind", ["padded", "batch_first", "unbatched", "packed"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
 def test_tuples(name: str, kind: str, autocast: torch.dtype | None, monkeypatch) -> None:
-    monkeypatch.setattr(_input, "CPU_HAS_BFLOAT16", False)  # there torch's own LSTM would take the call
     calls, recurrent = [], op.recurrent
     monkeypatch.setattr(op, "recurrent", lambda *args: calls.append(args) or recurrent(*args))
     torch.manual_seed(0)

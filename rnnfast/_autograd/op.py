@@ -16,6 +16,7 @@ from rnnfast._autograd.unrolled import by_composite as unroll_by_operators
 from rnnfast._backends import schema
 from rnnfast._backends.cells import BY_MODE
 from rnnfast._backends.cpu import DTYPES
+from rnnfast._backends.precision import IN_FORCE
 from rnnfast._backends.types import Constants, Inputs, Outputs, Past, SomeInputs, Stack, present
 
 __all__ = ["DTYPES", "recompute", "recurrent", "unroll", "unroll_by_operators"]
@@ -35,13 +36,14 @@ def recurrent(
     has_bias: bool,
     dropout_masks: Tensor | None = None,
     resets: Tensor | None = None,
+    precision: int = IN_FORCE,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a stack of recurrent layers over a sequence.
 
     Args:
         mode: of the module: 'RNN_TANH', 'RNN_RELU', 'LSTM', 'GRU', 'LEAKY_TANH' or 'LEAKY_RELU'.
-        x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any
-            strides; on a GPU also float16 and bfloat16 (`rnnfast._backends.cuda`).
+        x: (T,B,I) padded, or (N,I) packed with `batch_sizes`; float32 or float64 on the CPU, any strides, where 16-bit
+            numbers come as float32; on a GPU also float16 and bfloat16 (`rnnfast._backends.cuda`).
         batch_sizes: (T) int64 on the CPU, not increasing, as `PackedSequence.batch_sizes`; None: padded.
         h0: (L*D,B,R), R = P if projected else H; None: zeros.
         c0: (L*D,B,H), LSTM only; None: zeros.
@@ -51,6 +53,7 @@ def recurrent(
         dropout_masks: (L-1,T,B,D*R) or (L-1,N,D*R), factors on the output of each layer below the top; None: ones.
             Constants: not differentiable.
         resets: (T,B) or (N) bool, sequence b begins anew at step t; None: none does. Constants.
+        precision: of the products on the CPU, of this call and of its derivatives, see `rnnfast._backends.precision`.
 
     Returns:
         y (T,B,D*R) or (N,D*R), h_n (L*D,B,R), c_n (L*D,B,H) (None for Elman), differentiable in x, h0, c0, weights:
@@ -60,7 +63,7 @@ def recurrent(
     Raises:
         RuntimeError: a tensor has another shape, dtype or device than the rest asks for.
     """
-    stack = Stack(BY_MODE[mode].index, num_layers, 2 if bidirectional else 1, has_bias)
+    stack = Stack(BY_MODE[mode].index, num_layers, 2 if bidirectional else 1, has_bias, precision)
     constants = Constants(batch_sizes, dropout_masks, resets)
     if torch.compiler.is_dynamo_compiling():
         return _recurrent_in_graph(stack, constants, x, h0, c0, weights)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rnnfast import _C
 from rnnfast._backends import memory
+from rnnfast._backends.precision import HIGHEST, IN_FORCE, in_force
 from rnnfast._backends.sizes import (
     Arrays,
     Shape,
@@ -104,10 +105,17 @@ def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
     return [_address(tensor) for tensor in tensors]
 
 
-def shape_of(s: Sizes, batch_sizes: int, resets: int = 0) -> _C.Shape:
+def shape_of(s: Sizes, batch_sizes: int, resets: int = 0, precision: int = HIGHEST) -> _C.Shape:
     """With the addresses of batch_sizes and resets, 0 for None."""
-    stack = s.stack
-    return _C.Shape(stack.cell_index, s.T, s.B, s.I, s.H, s.P, stack.L, stack.D, stack.bias, batch_sizes, resets)
+    cell, L, D, bias, _ = s.stack
+    return _C.Shape(cell, s.T, s.B, s.I, s.H, s.P, L, D, bias, batch_sizes, resets, precision)
+
+
+def _precision(stack: Stack, dtype: torch.dtype) -> int:
+    """Of the products of a pass that runs now."""
+    if dtype is not torch.float32:
+        return HIGHEST
+    return in_force() if stack.precision == IN_FORCE else stack.precision
 
 
 class _Padded(NamedTuple):
@@ -117,10 +125,10 @@ class _Padded(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def _padded(stack: Stack, x: Shape, rows: int, R: int, weights: int, dtype: torch.dtype) -> _Padded:
+def _padded(stack: Stack, x: Shape, rows: int, R: int, weights: int, dtype: torch.dtype, precision: int) -> _Padded:
     """All that is the same for every padded call of these shapes."""
     s = sizes_of(stack, x, rows, R, weights)
-    return _Padded(s, shapes_of(s, dtype), shape_of(s, 0) if s.H else None)
+    return _Padded(s, shapes_of(s, dtype), shape_of(s, 0, precision=precision) if s.H else None)
 
 
 class _Call:
@@ -134,8 +142,9 @@ class _Call:
             raise RuntimeError(f"input: expected float32 or float64 on the CPU, got {x.dtype} on {x.device}")
         weights = inputs.weights
         of = stack, x.shape, weights[0].size(0), weights[1].size(1), len(weights)
+        precision = _precision(stack, self.dtype)
         if batch_sizes is None:
-            self.sizes, self.shapes, self.shape = _padded(*of, self.dtype)
+            self.sizes, self.shapes, self.shape = _padded(*of, self.dtype, precision)
         else:
             self.sizes = sizes_of(*of, batch_sizes)
             self.shapes = shapes_of(self.sizes, self.dtype)
@@ -151,7 +160,7 @@ class _Call:
         # The shape keeps the addresses of both.
         self.batch_sizes = None if batch_sizes is None else dense("batch_sizes", batch_sizes, (s.T,), torch.int64)
         self.resets = None if resets is None else as_resets(resets, shapes.rows, x.device)
-        self.shape = shape_of(s, _address(self.batch_sizes), _address(self.resets))
+        self.shape = shape_of(s, _address(self.batch_sizes), _address(self.resets), precision)
         if self.shape.rows != s.N:
             raise RuntimeError(f"input: expected {self.shape.rows} rows, the sum of batch_sizes, got {s.N}")
 
@@ -335,7 +344,7 @@ def tangent(past: Past, tangents: SomeInputs, z_tangent: Tensor | None = None) -
 def activations(past: Past) -> Tensor:
     """See Backend.activations: a view or a copy of what the forward pass kept."""
     stack, reserve = past.stack, past.reserve
-    s, (_, L, D, _) = sizes_of_past(past), stack
+    s, L, D = sizes_of_past(past), stack.L, stack.D
     if stack.cell.saves_gates:
         return reserve[: L * D * s.N * stack.gates * s.H].view(L, D, s.N, stack.gates, s.H)
     outputs = torch.cat([hidden(past), past.y.reshape(1, s.N, D * s.R)])
@@ -344,7 +353,7 @@ def activations(past: Past) -> Tensor:
 
 def hidden(past: Past) -> Tensor:
     """See Backend.hidden: a view."""
-    s, (_, L, D, _) = sizes_of_past(past), past.stack
+    s, L, D = sizes_of_past(past), past.stack.L, past.stack.D
     return past.reserve[past.reserve.numel() - (L - 1) * s.N * D * s.R :].view(L - 1, s.N, D * s.R)
 
 
@@ -352,7 +361,7 @@ def states(past: Past) -> Tensor | None:
     """See Backend.states: a view."""
     if not past.stack.has_c:
         return None
-    s, (_, L, D, _) = sizes_of_past(past), past.stack
+    s, L, D = sizes_of_past(past), past.stack.L, past.stack.D
     size, before = L * D * s.N * s.H, past.stack.gates  # which are saved, of a cell with c
     return past.reserve[before * size : (before + 1) * size].view(L, D, s.N, s.H)
 

@@ -59,7 +59,7 @@ def _by_sweeps(past: Past) -> Past:
 
 def _forward_by_sweeps(call: Call, keep: bool) -> tuple[Outputs, Tensor | None]:
     stack = call.stack
-    s, (_, L, D, _) = call.sizes, stack
+    s, L, D = call.sizes, stack.L, stack.D
     y, h_n, c_n = (call.empty(*shape) for shape in call.shapes.outputs.shapes)
     reserve = call.empty(s.N * reserve_per_row(stack, s.H, s.P)) if keep else None
     saved = Saved(call, reserve)

@@ -38,14 +38,16 @@ from rnnfast._backends.types import (
 
 _library = torch.library.Library("rnnfast", "DEF")
 _FUSED: FusedBackend = cpu
-_STACK = "int cell, int layers, int directions, bool bias"
+_STACK = "int cell, int layers, int directions, bool bias, int precision"
 _CONSTANTS = "Tensor? batch_sizes, Tensor? dropout, Tensor? resets"
 _CALL = f"{_STACK}, Tensor x, Tensor? h0, Tensor? c0, Tensor[] weights, {_CONSTANTS}"
 _PAST = f"{_CALL}, Tensor y, Tensor reserve"
 _TANGENTS = "Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot, Tensor?[] weights_dot"
 
-# Where the arguments of a call end, those of a finished one, and its cotangents.
-_CALL_END = 4 + 4 + 3
+# Where x is among the arguments of an op; where those of a call end, those of a finished one, and its cotangents.
+_X = len(Stack._fields)
+_INPUTS_END = _X + len(Inputs._fields)
+_CALL_END = _INPUTS_END + len(Constants._fields)
 _PAST_END = _CALL_END + 2
 _COTANGENTS_END = _PAST_END + 3
 
@@ -60,7 +62,7 @@ def _cotangents(name: str) -> str:
 
 
 def _call(args: tuple) -> tuple[Stack, Inputs, Constants]:
-    return Stack(*args[:4]), Inputs(*args[4:8]), Constants(*args[8:_CALL_END])
+    return Stack(*args[:_X]), Inputs(*args[_X:_INPUTS_END]), Constants(*args[_INPUTS_END:_CALL_END])
 
 
 def _past(args: tuple) -> Past:
@@ -115,7 +117,7 @@ def forward(stack: Stack, inputs: Inputs, constants: Constants, keep: bool) -> t
 
 
 def _forward(*args):
-    backend = backend_for(args[4])
+    backend = backend_for(args[_X])
     forward = cuda.forward_by_sweeps if backend is cuda else backend.forward  # a reserve as large as the fake's
     outputs, reserve = forward(*_call(args), args[_CALL_END])
     return _present((*outputs, reserve))
@@ -156,9 +158,14 @@ def forward_dual(stack: Stack, inputs: Inputs, constants: Constants, tangents: S
     return Outputs.of(some[:half]), Outputs.of(some[half:])
 
 
+def _without_weights(args: tuple) -> SomeInputs:
+    """The tangents of a `forward_dual`."""
+    x_dot, h0_dot, c0_dot = args[_CALL_END:]
+    return SomeInputs(x_dot, h0_dot, c0_dot, [None] * len(_call(args)[1].weights))
+
+
 def _forward_dual(*args):
-    tangents = SomeInputs(*args[_CALL_END:], [None] * len(args[7]))
-    outputs, outputs_dot = _FUSED.forward_dual(*_call(args), tangents)
+    outputs, outputs_dot = _FUSED.forward_dual(*_call(args), _without_weights(args))
     return _present((*outputs, *outputs_dot))
 
 
@@ -187,7 +194,7 @@ def _given_cotangents(args: tuple) -> SomeOutputs:
 
 
 def _backward(*args):
-    backend = backend_for(args[4])
+    backend = backend_for(args[_X])
     wanted, groups, *inner = args[_COTANGENTS_END:]
     return _present(backend.backward(_past(args), _given_cotangents(args), wanted, groups, Inner(*inner)).flat())
 
@@ -199,7 +206,7 @@ def _gradients_fake(inputs: Inputs, wanted: list[bool], groups: int) -> list[Ten
 
 
 def _backward_fake(*args):
-    return _gradients_fake(Inputs(*args[4:8]), *args[_COTANGENTS_END : _COTANGENTS_END + 2])
+    return _gradients_fake(_call(args)[1], *args[_COTANGENTS_END : _COTANGENTS_END + 2])
 
 
 def backward_adjoints(past: Past, cotangents: SomeOutputs, wanted: Any) -> tuple[SomeInputs, Tensor]:
@@ -218,8 +225,8 @@ def _backward_adjoints(*args):
 
 
 def _backward_adjoints_fake(*args):
-    inputs = Inputs(*args[4:8])
-    adjoints = _rows_fake(Stack(*args[:4]), inputs, adjoints_per_row)
+    stack, inputs, _ = _call(args)
+    adjoints = _rows_fake(stack, inputs, adjoints_per_row)
     return [*_gradients_fake(inputs, args[_COTANGENTS_END], 1), adjoints]
 
 
@@ -235,7 +242,7 @@ def _backward_saved(*args):
 
 
 def _backward_saved_fake(*args):
-    return _gradients_fake(Inputs(*args[4:8]), args[_COTANGENTS_END + 1], 1)
+    return _gradients_fake(_call(args)[1], args[_COTANGENTS_END + 1], 1)
 
 
 # --- tangent ----------------------------------------------------------------------------------------------------------
@@ -249,7 +256,7 @@ def tangent(past: Past, tangents: SomeInputs) -> Outputs:
 
 
 def _tangent(*args):
-    return _present(backend_for(args[4]).tangent(_past(args), SomeInputs(*args[_PAST_END:])))
+    return _present(backend_for(args[_X]).tangent(_past(args), SomeInputs(*args[_PAST_END:])))
 
 
 def _tangent_fake(*args):
@@ -283,14 +290,13 @@ def second(
 def _second(*args):
     i = _PAST_END
     tangents, first, plain = SomeInputs(*args[i : i + 4]), SomeOutputs(*args[i + 4 : i + 7]), args[i + 7 : i + 10]
-    outputs, *grads = backend_for(args[4]).second(_past(args), tangents, first, SomeOutputs(*plain), *args[i + 10 :])
+    outputs, *grads = backend_for(args[_X]).second(_past(args), tangents, first, SomeOutputs(*plain), *args[i + 10 :])
     return _present((*outputs, *grads[0].flat(), *grads[1].flat()))
 
 
 def _second_fake(*args):
     wanted_first, wanted_plain, groups = args[-3:]
-    inputs = Inputs(*args[4:8])
-    grads = [_gradients_fake(inputs, wanted, groups) for wanted in (wanted_first, wanted_plain)]
+    grads = [_gradients_fake(_call(args)[1], wanted, groups) for wanted in (wanted_first, wanted_plain)]
     return _tangent_fake(*args) + grads[0] + grads[1]
 
 
@@ -320,15 +326,14 @@ def _second_local_fake(*args):
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
-def _given(args: tuple) -> list[bool]:
-    """Which of x_dot, h0_dot, c0_dot and weights_dot are there?"""
-    x, h0, c0, weights = args
-    return [t is not None for t in (x, h0, c0, *weights)]
+def _given(tangents: SomeInputs) -> list[bool]:
+    """Which of them are there?"""
+    return [t is not None for t in tangents.flat()]
 
 
 def _moved(args: tuple) -> list[bool]:
     """Of the tangents that follow a finished call."""
-    return _given(args[_PAST_END : _PAST_END + 4])
+    return _given(SomeInputs(*args[_PAST_END : _PAST_END + 4]))
 
 
 class _Op(NamedTuple):
@@ -345,7 +350,7 @@ _OPS = {
         f"{_CALL}, Tensor? x_dot, Tensor? h0_dot, Tensor? c0_dot",
         _forward_dual,
         _forward_dual_fake,
-        lambda call, args: call.forward() + call.linear(_given((*args[_CALL_END:], [None] * len(args[7])))),
+        lambda call, args: call.forward() + call.linear(_given(_without_weights(args))),
     ),
     "backward": _Op(
         f"{_PAST}, {_D}, bool[] wanted, int groups, Tensor? d_z, Tensor? d_inner_c, Tensor? d_hidden",
@@ -377,7 +382,7 @@ _OPS = {
         f"{_PAST}, Tensor adjoints, {_TANGENTS}, bool[] wanted",
         _second_local,
         _second_local_fake,
-        lambda call, args: call.second(_given(args[_PAST_END + 1 : -1]), args[-1]),
+        lambda call, args: call.second(_given(SomeInputs(*args[_PAST_END + 1 : -1])), args[-1]),
     ),
 }
 
@@ -406,5 +411,5 @@ def _forward_recorded(mode, *args):
             return torch.ops.rnnfast.forward.default._op_dk(DispatchKey.Python, *args)
         from rnnfast._backends import onnx  # defines ops of its own, which nobody else needs
 
-        reserve = [args[4].new_empty(0)] * args[_CALL_END]  # for derivatives, which have no translation
+        reserve = [args[_X].new_empty(0)] * args[_CALL_END]  # for derivatives, which have no translation
         return [*_present(onnx.forward(*_call(args))), *reserve]

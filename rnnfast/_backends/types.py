@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from rnnfast._backends.cells import CELLS, Cell
+from rnnfast._backends.precision import IN_FORCE
 
 _T = TypeVar("_T")
 
@@ -18,12 +19,14 @@ def present(tensors: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
 
 
 class Stack(NamedTuple):
-    """The sizes of a stack that no tensor tells: cell (its index in CELLS), L layers, D directions, has it biases."""
+    """What no tensor tells of a stack: cell (its index in CELLS), L layers, D directions, has it biases; and of a call,
+    forward and back: the precision of its products on the CPU, see `precision.py`."""
 
     cell_index: int
     L: int
     D: int
     bias: bool
+    precision: int = IN_FORCE
 
     @property
     def cell(self) -> Cell:

@@ -140,7 +140,7 @@ def gradient_flow(
     layer gave out is computed by autograd; the rest is one backward sweep of the kernel. `.grad` is not touched.
 
     Args:
-        layer: a recurrent layer of rnnfast. The closure calls it exactly once, on float32 or float64 on the CPU.
+        layer: a recurrent layer of rnnfast. The closure calls it exactly once, on numbers that have a kernel.
         closure: () -> scalar loss.
         probe: ignore the loss, and send a random unit vector back from the last state of the top layer of each sequence
             (and direction) instead. What arrives at step t then is how strongly the end depends on step t.
