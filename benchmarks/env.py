@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import rnnfast
+from rnnfast._backends.precision import HIGHEST, MEDIUM
 
 Env = dict[str, Any]
 
@@ -62,11 +63,15 @@ def versions() -> dict[str, str]:
 
 
 def limits(threads: int, read_sizes: Iterable[int]) -> dict[str, dict[str, float]]:
-    """What the CPU can do at most: GFLOP/s of nothing but multiply-adds in registers, by dtype, and GB/s at which all
-    threads together read an array over and over, by its size in bytes."""
-    sizes = {"float32": 4, "float64": 8}
+    """What the CPU can do at most: GFLOP/s of nothing but multiply-adds in registers, by dtype (of bfloat16 where it has
+    units for them), and GB/s at which all threads together read an array over and over, by its size in bytes."""
+    ways = {"float32": (4, HIGHEST), "float64": (8, HIGHEST)}
+    if rnnfast._C.has_products(MEDIUM):
+        ways["bfloat16"] = 4, MEDIUM
     return {
-        "fma_peak_gflops": {dtype: rnnfast._C.fma_peak_gflops(size, threads) for dtype, size in sizes.items()},
+        "fma_peak_gflops": {
+            dtype: rnnfast._C.fma_peak_gflops(size, threads, bits) for dtype, (size, bits) in ways.items()
+        },
         "read_gbs": {str(size): size / _fastest_sum(torch.ones(size // 4)) * 1e-9 for size in sorted(read_sizes)},
     }
 

@@ -150,19 +150,21 @@ def _means(lines: Sequence[Line]) -> list[Cell]:
 
 
 def _share(row: Row, env: Env) -> str:
-    """Of float32's multiply-add peak, whatever the format."""
-    return "" if row["gflops"] is None else f"{row['gflops'] / env['fma_peak_gflops']['float32']:.0%}"
+    """Of the multiply-add peak of so many bits, if there are units for them."""
+    peaks = env["fma_peak_gflops"]
+    peak = peaks.get("bfloat16", peaks["float32"]) if row["bits"] == 16 else peaks["float32"]
+    return "" if row["gflops"] is None else f"{row['gflops'] / peak:.0%}"
 
 
 def peak_note(flags: Sequence[str]) -> str:
     """What 16 bits can give on a CPU with these flags."""
-    note = "Shares are of the float32 multiply-add peak, measured in the same run. "
+    note = "Shares are of the peak of multiply-adds of so many bits, measured in the same run. "
     if "amx_bf16" in flags:
-        return note + "AMX multiplies bfloat16 numbers at many times that rate, so 16 bits may be above 100 %."
+        return note + "AMX multiplies bfloat16 numbers at many times the rate of float32."
     if "avx512_bf16" in flags:
         return note + (
-            "AVX512-BF16 multiplies and adds at twice that rate, so 16 bits may reach 200 %, and a pass would be 2x as"
-            " fast as float32's only if all but its products took no time: the bar of 2x is out of reach here."
+            "AVX512-BF16 multiplies and adds at twice the rate of float32, so a pass would be 2x as fast as float32's only"
+            " if all but its products took no time: the bar of 2x is out of reach here."
         )
     return note + "This CPU has no 16-bit products: what is rounded is computed in float32."
 

@@ -34,6 +34,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import rnnfast
 from rnnfast import _C, reference
 from rnnfast._backends.cells import BY_MODE
+from rnnfast._backends.precision import MEDIUM
 
 MODES = ("LSTM", "RNN_TANH", "RNN_RELU", "GRU")  # of torch.nn
 LEAKY = ("LEAKY_TANH", "LEAKY_RELU")  # of rnnfast alone
@@ -178,9 +179,6 @@ GRADCHECK_CASES += tuple(replace(case, resets=0.5) for case in GRADCHECK_CASES[:
 
 # ---------------------------------------------------------------------------------- instruction sets
 
-# Those to check: what the CPU has, slowest first, or the one that is forced.
-ISAS = (os.environ["RNNFAST_ISA"],) if os.environ.get("RNNFAST_ISA") else tuple(_C.usable_isas())
-
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
@@ -191,6 +189,18 @@ def instruction_set(name: str) -> Iterator[None]:
         yield
     finally:
         _C.select_isa(before)
+
+
+def _has_units(name: str) -> bool:
+    with instruction_set(name):
+        return _C.has_products(MEDIUM)
+
+
+_FORCED = (os.environ["RNNFAST_ISA"],) if os.environ.get("RNNFAST_ISA") else ()
+# Those to check: what the CPU has, slowest first, or the one that is forced. Those that have units for 16-bit numbers,
+# and else are like the one before, are checked where products have fewer bits: beside units in plain C++, and none.
+ISAS = _FORCED or tuple(name for name in _C.usable_isas() if not _has_units(name))
+UNITS = _FORCED or (ISAS[-1], *(name for name in _C.usable_isas() if _has_units(name)), *_C.emulated_isas())
 
 
 # ----------------------------------------------------------------------------------------- the inputs

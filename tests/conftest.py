@@ -1,5 +1,5 @@
-"""What the tests share: the markers `long` and `isa`, subprocesses, one build for all workers, and the thread count put
-back after each test."""
+"""What the tests share: the markers `long`, `isa` and `units`, subprocesses, one build for all workers, and the thread
+count put back after each test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from cases import ISAS, instruction_set
+from cases import ISAS, UNITS, instruction_set
 from filelock import FileLock  # torch needs it, too
 
 
@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "isa: run for each instruction set of the CPU, or for that in RNNFAST_ISA")
+    config.addinivalue_line("markers", "units: run for each unit that multiplies 16-bit numbers, emulated ones, too")
     config.addinivalue_line("markers", "long: run with --long only; something shorter catches most of the same breaks")
 
 
@@ -39,13 +40,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("isa"):
-        metafunc.parametrize("selected_isa", ISAS, indirect=True)
+    for marker, isas in (("isa", ISAS), ("units", UNITS)):
+        if metafunc.definition.get_closest_marker(marker):
+            metafunc.parametrize("selected_isa", isas, indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def selected_isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Of tests marked `isa`, each instruction set in turn."""
+    """Of tests marked `isa` or `units`, each instruction set in turn."""
     if not hasattr(request, "param"):
         yield
         return

@@ -15,13 +15,5 @@ struct Operands {
     const uint32_t* panel[parts];  // (pairs,vectors,V)
 };
 
-// Calls body(part of the left, part of the panel) for the products that count: the last one, of both rests, is lost in
-// the rounding of the others.
-template <int parts, class Body>
-RNNFAST_INLINE void for_products(const Body& body) {
-    for (int i = 0; i < parts; ++i)
-        for (int j = 0; i + j < parts; ++j) body(i, j);
-}
-
 }  // namespace
 }  // namespace rnnfast

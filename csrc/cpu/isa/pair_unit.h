@@ -23,33 +23,30 @@ inline Vec<float> add_products(Vec<float> sum, Pairs a, Pairs b) {
 inline Pairs splat(uint32_t pair) { return pair - Pairs{}; }
 
 // As `tile`.
-template <int parts, int MR, int NV>
-void pair_tile(const Operands<parts>& of, Rows<const float*> init, Rows<float*> c, ptrdiff_t c_stride) {
+template <int MR, int NV>
+void pair_tile(const Operands<1>& of, Rows<const float*> init, Rows<float*> c, ptrdiff_t c_stride) {
     constexpr int V = lanes_of<float>;
     Vec<float> sum[MR][NV] = {};
-    for_products<parts>([&](int i, int j) {
-        const uint32_t* a = of.a[i];
-        const uint32_t* panel = of.panel[j];
-        const ptrdiff_t a_row = of.a_row;
+    const uint32_t *a = of.a[0], *panel = of.panel[0];
+    const ptrdiff_t a_row = of.a_row;
 #pragma GCC unroll 2
-        for (int64_t k = 0; k < of.pairs; ++k) {
-            Pairs s[MR];
+    for (int64_t k = 0; k < of.pairs; ++k) {
+        Pairs s[MR];
 #pragma GCC unroll 6
-            for (int r = 0; r < MR; ++r) {
-                s[r] = splat(a[r * a_row]);
-                keep_in_register(s[r]);
-            }
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; ++v) {
-                Pairs b = (Pairs)load(reinterpret_cast<const float*>(panel + v * V));
-                keep_in_register(b);
-#pragma GCC unroll 6
-                for (int r = 0; r < MR; ++r) sum[r][v] = add_products(sum[r][v], s[r], b);
-            }
-            panel += NV * V;
-            ++a;
+        for (int r = 0; r < MR; ++r) {
+            s[r] = splat(a[r * a_row]);
+            keep_in_register(s[r]);
         }
-    });
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+            Pairs b = (Pairs)load(reinterpret_cast<const float*>(panel + v * V));
+            keep_in_register(b);
+#pragma GCC unroll 6
+            for (int r = 0; r < MR; ++r) sum[r][v] = add_products(sum[r][v], s[r], b);
+        }
+        panel += NV * V;
+        ++a;
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
@@ -57,28 +54,23 @@ void pair_tile(const Operands<parts>& of, Rows<const float*> init, Rows<float*> 
             store(c[r] + v * c_stride, (init ? load(init[r] + v * c_stride) : Vec<float>{}) + sum[r][v]);
 }
 
-template <int parts>
-using PairTile = void (*)(const Operands<parts>&, Rows<const float*>, Rows<float*>, ptrdiff_t);
+using PairTile = void (*)(const Operands<1>&, Rows<const float*>, Rows<float*>, ptrdiff_t);
 
-template <int parts, int MR>
-constexpr PairTile<parts> pair_tiles_of_rows[max_tile_vectors] = {pair_tile<parts, MR, 1>, pair_tile<parts, MR, 2>,
-                                                                  pair_tile<parts, MR, 3>, pair_tile<parts, MR, 4>};
+template <int MR>
+constexpr PairTile pair_tiles_of_rows[max_tile_vectors] = {pair_tile<MR, 1>, pair_tile<MR, 2>, pair_tile<MR, 3>,
+                                                           pair_tile<MR, 4>};
 
-template <int parts>
-constexpr const PairTile<parts>* pair_tiles[] = {
-    pair_tiles_of_rows<parts, 1>, pair_tiles_of_rows<parts, 2>, pair_tiles_of_rows<parts, 3>,
-    pair_tiles_of_rows<parts, 4>, pair_tiles_of_rows<parts, 5>, pair_tiles_of_rows<parts, 6>,
-};
+constexpr const PairTile* pair_tiles[] = {pair_tiles_of_rows<1>, pair_tiles_of_rows<2>, pair_tiles_of_rows<3>,
+                                          pair_tiles_of_rows<4>, pair_tiles_of_rows<5>, pair_tiles_of_rows<6>};
 
 struct PairUnit {
     static constexpr int rows = 6;  // of a tile, at most
     static constexpr double speed = 2;
 
     // Adds what `of` has to `init`: `rows` rows, `vectors` vectors of columns.
-    template <int parts>
-    static void tile(int rows, int vectors, const Operands<parts>& of, Rows<const float*> init, Rows<float*> c,
+    static void tile(int rows, int vectors, const Operands<1>& of, Rows<const float*> init, Rows<float*> c,
                      ptrdiff_t c_stride) {
-        pair_tiles<parts>[rows - 1][vectors - 1](of, init, c, c_stride);
+        pair_tiles[rows - 1][vectors - 1](of, init, c, c_stride);
     }
 
     // As Plain::burn.
