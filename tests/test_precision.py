@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -139,6 +140,60 @@ def test_autocast_outlives_its_context(dtype: torch.dtype, passes: list[int]) ->
     with matmul_precision("high"):
         y.sum().backward()
     assert passes == [MEDIUM if dtype == torch.bfloat16 else HIGHEST] * 2
+
+
+def trained(call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    call(x).float().sum().backward()
+
+
+def penalized(call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    (g,) = torch.autograd.grad(call(x).float().square().sum(), x, create_graph=True)
+    g.float().square().sum().backward()
+
+
+def compiled(call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch._dynamo.reset()
+    trained(torch.compile(call, fullgraph=True, backend="aot_eager"), x)
+
+
+USES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "trained": trained,
+    "penalized": penalized,
+    "compiled": compiled,
+    "jvp": lambda call, x: jvp(call, (x.detach(),), (x.detach(),)),
+    "compiled jvp": lambda call, x: compiled(lambda x: jvp(call, (x,), (x.cos(),))[1], x),
+    "vmap": lambda call, x: vmap(grad(lambda x: call(x).float().sum()))(x.detach().unsqueeze(2)),
+    "second": lambda call, x: jvp(grad(lambda x: call(x).float().square().sum()), (x.detach(),), (x.detach(),)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("how", ["plain", "unroll", "recompute"])
+def test_every_use_has_the_calls(use: str, how: str, passes: list[int]) -> None:
+    """16-bit numbers their own, whatever torch says; float32 what it says."""
+    for dtype, precision in ((torch.bfloat16, MEDIUM), (torch.float16, HIGHEST), (torch.float32, HIGH)):
+        layer = rnnfast.LSTM(I, H, recompute=3 if how == "recompute" else None, dtype=dtype)
+        call = (lambda x: layer.unroll(x)[2]) if how == "unroll" else (lambda x: layer(x)[0])  # noqa: B023
+        passes.clear()
+        with matmul_precision("high"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some of it is torch's operators'
+            USES[use](call, torch.randn(T, B, I, dtype=dtype, requires_grad=True))
+        by_operators = how == "unroll" and use not in ("trained", "compiled")
+        assert set(passes) <= {precision} if by_operators else set(passes) == {precision}
+
+
+def test_compiled_asks_when_it_runs(passes: list[int]) -> None:
+    """The way back may run under another one than the graph was made under."""
+    layer, x = rnnfast.GRU(I, H), torch.randn(T, B, I)
+    torch._dynamo.reset()
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for forward, backward in itertools.product(NAMES, repeat=2):
+        with matmul_precision(forward):
+            y = call(x)[0]
+        with matmul_precision(backward):
+            passes.clear()
+            y.sum().backward()
+        assert passes == [NAMES[backward]]
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch has no other way to say it")
