@@ -63,8 +63,8 @@ def versions() -> dict[str, str]:
 
 
 def limits(threads: int, read_sizes: Iterable[int]) -> dict[str, dict[str, float]]:
-    """What the CPU can do at most: GFLOP/s of nothing but multiply-adds in registers, by dtype (of bfloat16 where it has
-    units for them), and GB/s at which all threads together read an array over and over, by its size in bytes."""
+    """What the CPU can do at most: GFLOP/s of nothing but multiply-adds in registers, by dtype (bfloat16 where it has
+    units for that), and GB/s at which all threads together read an array over and over, by its size in bytes."""
     ways = {"float32": (4, HIGHEST), "float64": (8, HIGHEST)}
     if rnnfast._C.has_products(MEDIUM):
         ways["bfloat16"] = 4, MEDIUM

@@ -163,8 +163,8 @@ def peak_note(flags: Sequence[str]) -> str:
         return note + "AMX multiplies bfloat16 numbers at many times the rate of float32."
     if "avx512_bf16" in flags:
         return note + (
-            "AVX512-BF16 multiplies and adds at twice the rate of float32, so a pass would be 2x as fast as float32's only"
-            " if all but its products took no time: the bar of 2x is out of reach here."
+            "AVX512-BF16 multiplies and adds at twice the rate of float32, so a pass would be 2x as fast as float32's"
+            " only if all but its products took no time: the bar of 2x is out of reach here."
         )
     return note + "This CPU has no 16-bit products: what is rounded is computed in float32."
 

@@ -20,26 +20,17 @@ HALVES = torch.bfloat16, torch.float16
 
 class Numbers(NamedTuple):
     """The dtypes of a call that computes with others than it is given: autocast's, and 16-bit numbers on the CPU, whose
-    kernels hold them as float32 and round what they multiply."""
+    kernels hold them as float32 and round what they multiply, where they have units for it."""
 
-    inputs: torch.dtype  # that x and the weights are rounded to
+    rounded: torch.dtype  # of the factors of products
     held: torch.dtype  # of the arrays of the kernels
-    h: torch.dtype  # of y, h_n and h_0
-    c: torch.dtype  # of c_n and c_0
+    h: torch.dtype  # of y and h_n
+    c: torch.dtype  # of c_n
 
     @property
     def precision(self) -> int:
         """Of the products on the CPU: no fewer bits than the numbers have."""
-        return MEDIUM if self.inputs == torch.bfloat16 else HIGHEST
-
-    def cast(self, x: Tensor, hx: Any, weights: list[Tensor]) -> tuple[Tensor, Any, list[Tensor]]:
-        """As the kernels take them."""
-        h, *c = hx if is_pair(hx) else (hx,)
-        h, *c = self._held(h, self.h), *(self._held(state, self.c) for state in c)
-        return self._held(x, self.inputs), (h, *c) if c else h, self._held(weights, self.inputs)
-
-    def _held(self, value: Any, rounded: torch.dtype) -> Any:
-        return cast(cast(value, rounded), self.held)
+        return MEDIUM if self.rounded == torch.bfloat16 else HIGHEST
 
 
 def has_kernel(x: Tensor, weight: Tensor) -> bool:

@@ -163,7 +163,7 @@ class Layer(Twin, RNNBase):
             part = part.unflatten(1, call.x.shape[:2])
             return part.squeeze(2) if call.single else part
 
-        dtypes = (None, None, None) if numbers is None else (numbers.h, numbers.c, numbers.inputs)
+        dtypes = (None, None, None) if numbers is None else (numbers.h, numbers.c, numbers.rounded)
         every_h, every_c, every_gate = map(arranged, (h, states.c, gates), dtypes)
         assert every_h is not None
         return Unrolled(output, state, every_h, every_c, every_gate)
@@ -191,7 +191,7 @@ class Layer(Twin, RNNBase):
         elif x.is_cpu and x.dtype in _input.HALVES and _input.are_all(x.dtype, (hx, weights)):
             numbers = _input.Numbers(x.dtype, torch.float32, x.dtype, x.dtype)
         if numbers is not None:
-            x, hx, weights = numbers.cast(x, hx, weights)
+            x, hx, weights = (_input.cast(value, numbers.held) for value in (x, hx, weights))
         if not self._fits(x, batch_sizes, hx, weights[0]):
             return None
         if batch_sizes is None:
