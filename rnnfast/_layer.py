@@ -95,7 +95,8 @@ class Layer(Twin, RNNBase):
         hx: Tensor | tuple[Tensor, Tensor] | None = None,
         resets: Tensor | PackedSequence | None = None,
     ) -> tuple[Any, Any]:
-        call = self._read(input, hx, resets)
+        by_torch = resets is None and _step.is_torchs_in_16_bits(self, input)
+        call = None if by_torch else self._read(input, hx, resets)
         if call is None:
             return self._forward_by_torch(input, hx, resets)
         done = None if call.numbers is not None or call.resets is not None else self._step_by_torch(*call[:5])

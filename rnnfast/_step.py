@@ -1,7 +1,8 @@
 """A single step of a layer by torch's own operators, where those are faster than a kernel.
 
-Those are the steps that a compiler fuses with what is around them, where a kernel would be a stranger; and a recorded
-step of an Elman network, of which one layer in one direction takes less time than a node of ours. Measured in
+Those are the steps that a compiler fuses with what is around them, where a kernel would be a stranger; a recorded step
+of an Elman network, of which one layer in one direction takes less time than a node of ours; and a step of 16-bit
+numbers without a fused operator in torch, of which widening the weights would take longer. Measured in
 benchmarks/NOTES.md.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from rnnfast import _input
 from rnnfast._autograd import op
 
 if TYPE_CHECKING:
@@ -43,6 +45,19 @@ def by_torch(
     h0 = rows.new_zeros((1, rows.size(1), layer.hidden_size)) if h0 is None else h0
     y, h_n = run(rows, h0, weights, layer.bias, 1, 0.0, False, False, False)
     return y.squeeze(0) if x.dim() == 2 else y, h_n, None
+
+
+def is_torchs_in_16_bits(layer: Layer, input: Any) -> bool:
+    """Is this a single step of 16-bit numbers that torch's layer itself does faster?"""
+    if not isinstance(input, Tensor) or layer.mode == "LSTM" or layer.mode not in _CELLS:
+        return False
+    if input.dtype in _input.HALVES:
+        is_faster = _input.autocast_dtype(input) is None
+    else:
+        is_faster = layer.mode in _RECORDED and torch.is_grad_enabled() and _input.autocast_dtype(input) is not None
+    if not is_faster or not input.is_cpu or input.dim() < 2 or torch.compiler.is_compiling():
+        return False
+    return input.size(1 if layer.batch_first and input.dim() == 3 else 0) == 1 and op.is_mere_call()
 
 
 def _by_cells(

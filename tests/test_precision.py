@@ -659,14 +659,37 @@ def of_sequence(hx: Any, b: int) -> Any:
 @every_way
 @pytest.mark.parametrize("graph", [False, True])
 def test_single_steps(kind: str, way: str, graph: bool) -> None:
-    """Which a float32 layer may leave to torch's operators, whose numbers are not the kernels' to the last bit."""
+    """Which may be left to torch's operators, whose numbers are not the kernels' to the last bit; not those that a
+    transform looks at."""
     twins = Twins(kind, torch.bfloat16, way)
     x, hx = twins.drawn(T=2)
     with torch.set_grad_enabled(graph):
         got = tensors(twins.ours(x[:1], hx))
     with torch.no_grad():
-        want = twins.float32(x[:1], hx)
-    assert_equal(got, want)
+        kernels = tensors(twins.float32(x[:1], hx))
+    if way == "module" and kind in ("RNN", "GRU"):
+        assert_equal(got, tensors(torchs_twin(twins.layer, kind)(x[:1], hx)))
+    else:
+        assert_equal(got, kernels)
+    moved, _ = jvp(lambda x: tensors(twins.ours(x, hx))[0], (x[:1],), (x[:1],))
+    assert_equal([moved], kernels[:1])
+
+
+def torchs_twin(layer: nn.Module, kind: str) -> nn.Module:
+    theirs = KINDS[kind](nn, dtype=layer.weight_hh_l0.dtype)
+    theirs.load_state_dict(layer.state_dict())
+    return theirs
+
+
+def test_a_recorded_elman_step_under_autocast() -> None:
+    """Is torch's; one that nobody records is not."""
+    layer, x = rnnfast.RNN(I, H), torch.randn(1, B, I)
+    with torch.autocast("cpu"):
+        assert_equal(tensors(layer(x)), tensors(torchs_twin(layer, "RNN")(x)))
+        with torch.no_grad():
+            kernels = tensors(layer(x))
+    with matmul_precision("medium"), torch.no_grad():
+        assert_equal(kernels, [t.bfloat16() for t in tensors(layer(x))])
 
 
 @every_kind

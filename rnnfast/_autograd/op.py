@@ -127,9 +127,14 @@ def _any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def is_mere_call() -> bool:
+    """Will a call be recorded by nobody but autograd?"""
+    return not (levels.is_transformed() or recorded.is_recording() or _observed.get())
+
+
 def leaves_mere_graph(tensors: Iterable[Tensor | None]) -> bool:
     """Will a call with these tensors be recorded by autograd, and by nobody else?"""
-    return not (levels.is_transformed() or recorded.is_recording() or _observed.get()) and _any_requires_grad(tensors)
+    return is_mere_call() and _any_requires_grad(tensors)
 
 
 @contextmanager
