@@ -57,10 +57,6 @@ class Call(NamedTuple):
     single: bool  # one sequence without a batch dimension
     input: Any  # as it was given
 
-    @property
-    def precision(self) -> int:
-        return IN_FORCE if self.numbers is None else self.numbers.precision
-
 
 def _segment(recompute: int | str, call: Call) -> int:
     """Steps of a segment."""
@@ -95,8 +91,7 @@ class Layer(Twin, RNNBase):
         hx: Tensor | tuple[Tensor, Tensor] | None = None,
         resets: Tensor | PackedSequence | None = None,
     ) -> tuple[Any, Any]:
-        by_torch = resets is None and _step.is_torchs_in_16_bits(self, input)
-        call = None if by_torch else self._read(input, hx, resets)
+        call = self._read(input, hx, resets, steps_by_torch=resets is None)
         if call is None:
             return self._forward_by_torch(input, hx, resets)
         done = None if call.numbers is not None or call.resets is not None else self._step_by_torch(*call[:5])
@@ -117,7 +112,7 @@ class Layer(Twin, RNNBase):
                 self.bias,
                 self._dropout_masks(call.x),
                 call.resets,
-                call.precision,
+                IN_FORCE if call.numbers is None else call.numbers.precision,
             )
         return self._written(call, *done)
 
@@ -171,14 +166,15 @@ class Layer(Twin, RNNBase):
 
     def _arguments(self, call: Call) -> tuple[Stack, Inputs, Constants]:
         D, masks = 2 if self.bidirectional else 1, self._dropout_masks(call.x)
+        precision = IN_FORCE if call.numbers is None else call.numbers.precision
         return (
-            Stack(BY_MODE[self.mode].index, self.num_layers, D, self.bias, call.precision),
+            Stack(BY_MODE[self.mode].index, self.num_layers, D, self.bias, precision),
             Inputs(call.x, call.h0, call.c0, call.weights),
             Constants(call.batch_sizes, masks, call.resets),
         )
 
-    def _read(self, input: Any, hx: Any, resets: Any) -> Call | None:
-        """The call as kernels take it; None if there is none for it."""
+    def _read(self, input: Any, hx: Any, resets: Any, steps_by_torch: bool = False) -> Call | None:
+        """The call as kernels take it; None if there is none for it, or if it may be torch's and is faster so."""
         if isinstance(input, Tensor):
             x, batch_sizes = input, None
         elif isinstance(input, PackedSequence):
@@ -189,9 +185,11 @@ class Layer(Twin, RNNBase):
         numbers, autocast = None, _input.autocast_dtype(x)
         if autocast is not None:
             numbers = self._autocast_numbers(x, batch_sizes, hx, autocast)
-        elif x.is_cpu and x.dtype in _input.HALVES and _input.are_all(x.dtype, (hx, weights)):
+        elif x.dtype in _input.HALVES and x.is_cpu and _input.are_all(x.dtype, (hx, weights)):
             numbers = _input.Numbers(x.dtype, torch.float32, x.dtype, x.dtype)
         if numbers is not None:
+            if steps_by_torch and _step.is_torchs_in_16_bits(self, input):
+                return None
             x, hx, weights = (_input.cast(value, numbers.held) for value in (x, hx, weights))
         if not self._fits(x, batch_sizes, hx, weights[0]):
             return None

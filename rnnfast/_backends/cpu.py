@@ -44,6 +44,7 @@ from rnnfast._backends.types import (
 
 _SUFFIX = {torch.float32: "float32", torch.float64: "float64"}
 DTYPES = tuple(_SUFFIX)
+_FLOAT64 = torch.float64
 # Of each dtype, memory for results of a user's, and for what is none.
 _EMPTY = {dtype: (partial(memory.empty, dtype), partial(memory.empty, dtype, slack=0.25)) for dtype in DTYPES}
 _FORWARD = {dtype: getattr(_C, f"forward_{name}") for dtype, name in _SUFFIX.items()}
@@ -113,9 +114,8 @@ def shape_of(s: Sizes, batch_sizes: int, resets: int = 0, precision: int = HIGHE
 
 def _precision(stack: Stack, dtype: torch.dtype) -> int:
     """Of the products of a pass that runs now."""
-    if dtype is not torch.float32:
-        return HIGHEST
-    return in_force() if stack.precision == IN_FORCE else stack.precision
+    precision = stack.precision
+    return HIGHEST if dtype is _FLOAT64 else in_force() if precision == IN_FORCE else precision
 
 
 class _Padded(NamedTuple):
