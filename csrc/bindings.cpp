@@ -109,8 +109,11 @@ Gradients<T> gradients_of(const Shape& s, const Addresses& gradients, int64_t gr
 
 template <class T>
 void forward_at(const Shape& s, int threads, const Addresses& inputs, Address dropout, const Addresses& outputs,
-                Address reserve) {
-    const Forward<T> call = forward_of<T>(s, inputs, dropout, outputs, reserve);
+                Address reserve, bool bfloat16_weights) {
+    if (bfloat16_weights && sizeof(T) != sizeof(float))
+        throw std::invalid_argument("bfloat16 weights: expected float32 beside them");
+    Forward<T> call = forward_of<T>(s, inputs, dropout, outputs, reserve);
+    call.bfloat16_weights = bfloat16_weights;
     const py::gil_scoped_release release;
     forward(s, call, threads);
 }

@@ -80,6 +80,7 @@ struct Forward {
     T* h_n;                                        // (L*D,B,R)
     T* c_n;                                        // (L*D,B,H), of a cell that has c
     T* reserve;                                    // as ReserveLayout; nullptr: inference, nothing is saved
+    bool bfloat16_weights = false;                 // of float32: w_ih, w_hh and w_hr point to bfloat16 numbers
 };
 
 // A finished forward pass: what forward() got, and what it gave.

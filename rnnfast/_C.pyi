@@ -78,6 +78,7 @@ def forward_float32(
     dropout: int,
     outputs: Addresses,
     reserve: int,
+    bfloat16_weights: bool,
 ) -> None: ...
 def forward_float64(
     shape: Shape,
@@ -86,6 +87,7 @@ def forward_float64(
     dropout: int,
     outputs: Addresses,
     reserve: int,
+    bfloat16_weights: bool,
 ) -> None: ...
 def forward_dual_float32(
     shape: Shape,

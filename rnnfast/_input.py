@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._autograd import op
-from rnnfast._backends import cuda_sweeps
+from rnnfast._backends import cuda_sweeps, schema
 from rnnfast._backends.precision import HIGHEST, MEDIUM
 from rnnfast._backends.sizes import check_resets
 from rnnfast.fallback import warn_once
@@ -64,6 +64,21 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
         return [cast(one, dtype) for one in value]
     is_cast = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
     return value.to(dtype) if is_cast else value
+
+
+def hold(value: Any, weights: list[Tensor], dtype: torch.dtype, are_matrices: list[bool]) -> tuple[Any, list[Tensor]]:
+    """x and states, and weights, in the dtype that kernels hold. Where nobody records it, matrices of bfloat16 stay so:
+    the kernels read them, too."""
+    mere = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and op.is_mere_call()
+    if not mere or weights[0].dtype != torch.bfloat16 or not all(map(_is_read, (*weights, value[0]))):
+        return cast(value, dtype), cast(weights, dtype)
+    held = [w if is_matrix else w.to(dtype) for w, is_matrix in zip(weights, are_matrices, strict=True)]
+    return cast(value, dtype), held
+
+
+def _is_read(tensor: Tensor) -> bool:
+    """Do kernels read it themselves?"""
+    return tensor.is_cpu and not schema.is_traced(tensor)
 
 
 def are_all(dtype: torch.dtype, value: Any) -> bool:

@@ -190,8 +190,13 @@ class Layer(Twin, RNNBase):
         if numbers is not None:
             if steps_by_torch and _step.is_torchs_in_16_bits(self, input):
                 return None
-            x, hx, weights = (_input.cast(value, numbers.held) for value in (x, hx, weights))
-        if not self._fits(x, batch_sizes, hx, weights[0]):
+            are_matrices = BY_MODE[self.mode].are_matrices(self.bias, self.proj_size > 0)
+            are_matrices *= len(weights) // len(are_matrices)
+            (x, hx), weights = _input.hold((x, hx), weights, numbers.held, are_matrices)
+            like = x if x.is_cpu and weights[0].dtype == torch.bfloat16 else weights[0]  # held as it is
+        else:
+            like = weights[0]
+        if not self._fits(x, batch_sizes, hx, like):
             return None
         if batch_sizes is None:
             input = x

@@ -692,6 +692,23 @@ def test_a_recorded_elman_step_under_autocast() -> None:
         assert_equal(kernels, [t.bfloat16() for t in tensors(layer(x))])
 
 
+@pytest.mark.units
+@every_kind
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_inference_reads_weights_of_16_bits(kind: str, steps: int) -> None:
+    """Where they lie, to the last bit as training widens them: few rows and many, of odd sizes."""
+    torch.manual_seed(0)
+    for L, D, bias in ((1, 1, True), (2, 2, False)):
+        layer = OURS[kind](I, 33, num_layers=L, bidirectional=D == 2, bias=bias, dtype=torch.bfloat16)
+        x = torch.randn(steps, B, I).bfloat16()
+        resets = torch.rand(steps, B) < 0.3  # so that no single step is torch's
+        for given in (x, pack_padded_sequence(x, torch.tensor([steps, 1, 1]))):
+            trained, unrolled = layer(given, resets=resets), layer.unroll(given, resets=resets)
+            with torch.no_grad():
+                assert_equal(tensors(layer(given, resets=resets)), tensors(trained))
+                assert_equal(tensors(layer.unroll(given, resets=resets)), tensors(unrolled))
+
+
 @every_kind
 @every_way
 def test_unroll(kind: str, way: str) -> None:

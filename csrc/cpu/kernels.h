@@ -62,6 +62,12 @@ struct Product {
     T* const* c;
 };
 
+// A weight as it lies in memory, one matrix for each gate; nullptr: not for this gate.
+struct Matrices {
+    const void* const* gates;
+    bool bfloat16;  // its numbers in place of float32
+};
+
 // The same sum over two matrices that lie as they are, not packed: for column j of gate g, c[r][g * size + j] =
 // init[r][g * size + j] + sum over both i of sum_k a[i][r][k] * w[i][g][j * K[i] + k]. For so few rows that packing
 // would cost more than it saves.
@@ -70,7 +76,7 @@ struct DirectProduct {
     int64_t rows;
     int64_t K[2];  // 0: only the other one
     const T* const* a[2];
-    const T* const* w[2];  // [gates] each, where it lies; nullptr: this gate has only the other one
+    Matrices w[2];  // of the same numbers
     Columns columns;
     int64_t panel0, panel1;
     const T* const* init;  // nullptr: zeros
@@ -239,7 +245,7 @@ struct Kernels {
     ProductCosts costs;
     // Put panels [panel0, panel1) of a (K, columns) matrix side by side; columns that fill up a vector are zeros.
     // packed(k, j) = w[g][j * stride + k] for column j of gate g
-    void (*pack_transposed)(const Columns&, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+    void (*pack_transposed)(const Columns&, int64_t K, const Matrices& w, ptrdiff_t stride, int64_t panel0,
                             int64_t panel1, T* packed);
     // packed(k, j) = rows[k][j]
     void (*pack_rows)(const Columns&, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed);

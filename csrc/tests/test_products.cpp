@@ -33,6 +33,12 @@ float rounded(float x) {
     return x;
 }
 
+uint16_t high_half(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return uint16_t(bits >> 16);
+}
+
 // What a product takes for x.
 double factor(float x, Precision precision) {
     const float first = rounded(x);
@@ -67,7 +73,8 @@ const Case cases[] = {
 };
 
 struct Operands {
-    std::vector<float> a, w;  // as they lie
+    std::vector<float> a, w;       // as they lie
+    std::vector<uint16_t> halves;  // w in bfloat16
     std::vector<const float*> a_rows, w_rows;
     int64_t a_stride;
     const Case& which;
@@ -87,18 +94,23 @@ struct Operands {
             for (float& x : *numbers) x = normal(random);
         a_stride = which.a_stride ? which.a_stride : which.rows;
         for (int64_t r = 0; r < which.rows; ++r) a_rows.push_back(a.data() + (which.K ? left_at(r) : 0));
-        if (which.transposed)
-            for (int g = 0; g < which.gates; ++g) w_rows.push_back(w.data() + g * which.size * which.K);
-        else
-            for (int64_t k = 0; k < which.K; ++k) w_rows.push_back(w.data() + k * width());
+        for (int64_t k = 0; k < which.K && !which.transposed; ++k) w_rows.push_back(w.data() + k * width());
+        halves.resize(w.size());
+        for (size_t i = 0; i < w.size(); ++i) halves[i] = high_half(rounded(w[i]));
     }
 
-    std::vector<std::vector<float>> product(const Kernels<float>& kernel) {
+    // W's numbers may be given in 16 bits.
+    std::vector<std::vector<float>> product(const Kernels<float>& kernel, bool bfloat16 = false) {
         const Columns columns = which.gates > 1 ? Columns::of_gates(which.size, which.gates, kernel.lanes)
                                                 : Columns::of_matrix(which.size, kernel.lanes, 1);
         std::vector<float> packed(columns.packed(which.K));
+        std::vector<const void*> gates;
+        for (int64_t at = 0; at < width(); at += which.size)
+            gates.push_back(bfloat16 ? static_cast<const void*>(halves.data() + at * which.K)
+                                     : w.data() + at * which.K);
         if (which.transposed)
-            kernel.pack_transposed(columns, which.K, w_rows.data(), which.K, 0, columns.panels, packed.data());
+            kernel.pack_transposed(columns, which.K, {gates.data(), bfloat16}, which.K, 0, columns.panels,
+                                   packed.data());
         else
             kernel.pack_rows(columns, which.K, w_rows.data(), 0, columns.panels, packed.data());
         std::vector<std::vector<float>> c(which.rows, std::vector<float>(width(), 1.f)), init = c;
@@ -150,6 +162,44 @@ void check_rows_are_alone(const Case& which, const Kernels<float>& kernel) {
     }
 }
 
+// Weights in 16 bits are those that they are rounded to.
+void check_bfloat16_weights(const Case& which, Precision precision, const Kernels<float>& kernel) {
+    if (!which.transposed) return;
+    Operands of(which);
+    if (precision != Precision::medium)
+        for (float& x : of.w) x = rounded(x);
+    expect(of.product(kernel, true) == of.product(kernel), "weights in 16 bits", which.name, 0);
+}
+
+// The same of a product that reads them where they lie.
+void check_bfloat16_direct() {
+    const Case which{"where they lie", 5, 37, 21, 3, 1, true, true};
+    Operands of(which), rounded_ones(which);
+    for (float& x : rounded_ones.w) x = rounded(x);
+    const auto run = [&](Operands& of, bool bfloat16) {
+        const Columns columns = Columns::of_gates(which.size, which.gates, kernels<float>().lanes);
+        std::vector<std::vector<float>> c(which.rows, std::vector<float>(of.width()));
+        std::vector<float*> to;
+        for (auto& row : c) to.push_back(row.data());
+        std::vector<const void*> gates;
+        for (int g = 0; g < which.gates; ++g) {
+            const int64_t at = g * which.size * which.K;
+            gates.push_back(bfloat16 ? static_cast<const void*>(of.halves.data() + at) : of.w.data() + at);
+        }
+        kernels<float>().direct_product({which.rows,
+                                         {which.K, 0},
+                                         {of.a_rows.data(), nullptr},
+                                         {{gates.data(), bfloat16}, {}},
+                                         columns,
+                                         0,
+                                         columns.panels,
+                                         nullptr,
+                                         to.data()});
+        return c;
+    };
+    expect(run(of, true) == run(rounded_ones, false), "weights in 16 bits", which.name, 0);
+}
+
 // Sums do not depend on who computes which panels, or on how many rows there are.
 void check_order(const Kernels<float>& kernel) {
     const Case many{"many rows", 37, 77, 90, 4, 1, true, true};
@@ -169,10 +219,13 @@ int main() {
     for (const std::string& name : emulated_isas()) names.push_back(name);
     for (const std::string& name : names) {
         select_isa(name);
+        check_bfloat16_direct();
+        for (const Case& which : cases) check_bfloat16_weights(which, Precision::highest, kernels<float>());
         for (const Precision precision : {Precision::high, Precision::medium}) {
             if (!has_products(precision)) continue;
             const Kernels<float>& kernel = kernels_for<float>(64, precision);
             for (const Case& which : cases) {
+                check_bfloat16_weights(which, precision, kernel);
                 check_sums(which, precision, kernel);
                 check_rows_are_alone(which, kernel);
                 ++checks;

@@ -64,6 +64,10 @@ class Cell:
         """Weights of one layer and direction."""
         return 2 + 2 * bias + projected + (self.unit_parameters > 0)
 
+    def are_matrices(self, bias: bool, projected: bool) -> list[bool]:
+        """Which weights of one layer and direction enter products with rows on the left."""
+        return [True, True, *[False] * (2 * bias), *[True] * projected, *[False] * (self.unit_parameters > 0)]
+
     def weight_shapes(self, H: int, I: int, P: int, bias: bool) -> list[tuple[int, ...]]:  # noqa: E741
         """Of one layer and direction with I inputs, as torch orders them."""
         rows = [len(self.torch_gates[slots]) * H for slots in (self.input, self.recurrent)]

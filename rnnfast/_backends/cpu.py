@@ -92,6 +92,19 @@ def _all_dense(
     return tensors, addresses
 
 
+def _dense_beside_bfloat16(
+    arrays: Arrays, inputs: Sequence[Tensor | None], s: Sizes
+) -> tuple[Sequence[Tensor | None], list[int]]:
+    """As `_all_dense`, of inputs of float32 whose matrices are bfloat16."""
+    L, D, bias = s.stack.L, s.stack.D, s.stack.bias
+    are_matrices = [False] * 3 + s.stack.cell.are_matrices(bias, s.P > 0) * (L * D)
+    tensors = [
+        tensor if tensor is None else dense(name, tensor, shape, torch.bfloat16 if is_matrix else torch.float32)
+        for name, tensor, shape, is_matrix in zip(arrays.names, inputs, arrays.shapes, are_matrices, strict=True)
+    ]
+    return tensors, _addresses(tensors)
+
+
 def as_resets(resets: Tensor, shape: Shape, device: torch.device) -> Tensor:
     """The same in one block, after a check."""
     check_resets(resets, shape, device)
@@ -134,8 +147,9 @@ def _padded(stack: Stack, x: Shape, rows: int, R: int, weights: int, dtype: torc
 class _Call:
     """A checked call on dense arrays, and how they are passed."""
 
-    def __init__(self, stack: Stack, inputs: Inputs, constants: Constants) -> None:
+    def __init__(self, stack: Stack, inputs: Inputs, constants: Constants, bfloat16_weights: bool = False) -> None:
         x = inputs.x
+        self.bfloat16_weights = bfloat16_weights
         batch_sizes, dropout, resets = constants
         self.dtype = x.dtype
         if self.dtype not in _SUFFIX or not x.is_cpu:
@@ -169,6 +183,8 @@ class _Call:
         arrays = self.shapes.inputs
         if len(inputs) != len(arrays.shapes):
             raise RuntimeError(f"{what}weights: expected {len(arrays.shapes) - 3} tensors, got {len(inputs) - 3}")
+        if self.bfloat16_weights:
+            return _dense_beside_bfloat16(arrays, inputs, self.sizes)
         return _all_dense(what, arrays, inputs, self.dtype)
 
     def dense_outputs(self, what: str, outputs: SomeOutputs) -> tuple[Sequence[Tensor | None], list[int]]:
@@ -225,13 +241,15 @@ class _PastCall(_Call):
 
 
 def forward(stack: Stack, inputs: Inputs, constants: Constants, keep: bool) -> tuple[Outputs, Tensor | None]:
-    """See Backend.forward. The reserve has N * reserve_per_row numbers, as csrc/cpu/stack/layout.h says."""
-    call = _Call(stack, inputs, constants)
+    """See Backend.forward. The reserve has N * reserve_per_row numbers, as csrc/cpu/stack/layout.h says. Beside float32
+    the matrices among the weights may be bfloat16, if nobody differentiates."""
+    bfloat16_weights = inputs.weights[0].dtype is torch.bfloat16
+    call = _Call(stack, inputs, constants, bfloat16_weights)
     outputs = call.empty_outputs()
     reserve = call.own_empty(*call.reserve_shape()) if keep else None
     # An empty reserve has no address; anything but 0 tells the kernel that this is training.
     at = 0 if reserve is None else reserve.data_ptr() or outputs.y.data_ptr()
-    _FORWARD[call.dtype](*call.start(), _addresses(outputs), at)
+    _FORWARD[call.dtype](*call.start(), _addresses(outputs), at, bfloat16_weights)
     return outputs, reserve
 
 

@@ -2,10 +2,38 @@
 // even. Infinities and NaN stay what they are.
 #pragma once
 
+#include "../kernels.h"
 #include "vector.h"
 
 namespace rnnfast {
 namespace {
+
+// A number as it lies in memory. Loads give float32, which has all its bits.
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline Vec<float> load(const BFloat16* p) {
+    typedef uint16_t half __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
+    half numbers;
+    std::memcpy(&numbers, p, sizeof numbers);
+    return (Vec<float>)(__builtin_convertvector(numbers, VecBits<float>) << 16);
+}
+
+inline Vec<float> load(const BFloat16* p, int n) {
+    if (n == lanes_of<float>) return load(p);
+    BFloat16 numbers[lanes_of<float>] = {};
+    std::memcpy(numbers, p, n * sizeof *p);
+    return load(numbers);
+}
+
+// Calls body(matrices) with the type that their numbers have.
+template <class T, class Body>
+RNNFAST_INLINE void with_numbers_of(const Matrices& w, const Body& body) {
+    if constexpr (sizeof(T) == sizeof(float))
+        if (w.bfloat16) return body(reinterpret_cast<const BFloat16* const*>(w.gates));
+    body(reinterpret_cast<const T* const*>(w.gates));
+}
 
 using Pairs = VecBits<float>;  // in each lane two bfloat16 numbers, the first in the low half
 

@@ -76,8 +76,10 @@ struct PairUnit {
     // As Plain::burn.
     static int64_t burn(int64_t rounds) {
         constexpr int chains = 12;
-        Vec<float> sum[chains] = {};
+        Vec<float> sum[chains];
         Pairs factor = beside(splat(.999f), splat(.001f));
+#pragma GCC unroll 12
+        for (int j = 0; j < chains; ++j) sum[j] = splat(float(j));
         for (int64_t i = 0; i < rounds; ++i) {
             keep_in_register(factor);
 #pragma GCC unroll 12

@@ -100,8 +100,8 @@ struct RowTiles {
 };
 
 // to[i * to_stride + j] = from[j * from_stride + i] for i < count, j < lanes, and 0 up to the last lane.
-template <class T>
-inline void transpose_block(const T* from, ptrdiff_t from_stride, int lanes, int count, T* to, ptrdiff_t to_stride) {
+template <class T, class W>
+inline void transpose_block(const W* from, ptrdiff_t from_stride, int lanes, int count, T* to, ptrdiff_t to_stride) {
     constexpr int V = lanes_of<T>;
     Vec<T> square[V] = {};
     if (lanes == V && count == V) {

@@ -18,15 +18,22 @@ inline Vec<float> part(Vec<float> x, int part) { return part ? rest(x, second_of
 // Rows that are put in pairs at a time, and pairs of each: as many as the second-level cache holds beside a panel.
 constexpr int64_t block_rows = 96, block_pairs = 256;
 
-// Up to so many numbers of a row on the left, from number k on, `stride` apart; zeros beyond the n-th.
-inline Vec<float> factors(const float* row, ptrdiff_t stride, int64_t k, int64_t n) {
+// Numbers of a row from number k on; zeros from number K on.
+template <class W>
+inline Vec<float> numbers(const W* row, int64_t k, int64_t K) {
     constexpr int V = lanes_of<float>;
-    const int there = n > V ? V : n < 0 ? 0 : int(n);
-    if (stride == 1) return load(row + k, there);
+    return load(row + k, K - k > V ? V : K < k ? 0 : int(K - k));
+}
+
+// The same of a row on the left, whose numbers are `stride` apart.
+inline Vec<float> factors(const float* row, ptrdiff_t stride, int64_t k, int64_t K) {
+    constexpr int V = lanes_of<float>;
+    if (stride == 1) return numbers(row, k, K);
+    const int there = K - k > V ? V : K < k ? 0 : int(K - k);
     if (stride == -1 && there == V) return reversed(load(row - k - (V - 1)));
-    float numbers[V] = {};
-    for (int i = 0; i < there; ++i) numbers[i] = row[(k + i) * stride];
-    return load(numbers);
+    float some[V] = {};
+    for (int i = 0; i < there; ++i) some[i] = row[(k + i) * stride];
+    return load(some);
 }
 
 // Some rows on the left of a product in pairs.
@@ -57,7 +64,7 @@ private:
 
     void take_row(const float* row, ptrdiff_t stride, int64_t r, int64_t k0, int64_t k1) {
         for (int64_t k = k0; k < k1; k += 2 * V) {
-            const Vec<float> low = factors(row, stride, k, k1 - k), high = factors(row, stride, k + V, k1 - k - V);
+            const Vec<float> low = factors(row, stride, k, k1), high = factors(row, stride, k + V, k1);
             for (int i = 0; i < parts; ++i) store_pairs(i, r, (k - k0) / 2, neighbours(part(low, i), part(high, i)));
         }
     }
@@ -94,8 +101,8 @@ struct Sixteen {
     // As those of Plain. A panel is packed part by part, (pairs,vectors,V) each.
     template <bool done_stores, class Done>
     static void run(const Product<float>& p, const Done& done);
-    static void pack_transposed(const Columns& columns, int64_t K, const float* const* w, ptrdiff_t stride,
-                                int64_t panel0, int64_t panel1, float* packed);
+    static void pack_transposed(const Columns& columns, int64_t K, const Matrices& w, ptrdiff_t stride, int64_t panel0,
+                                int64_t panel1, float* packed);
     static void pack_rows(const Columns& columns, int64_t K, const float* const* rows, int64_t panel0, int64_t panel1,
                           float* packed);
     static int64_t burn(int64_t rounds) { return Unit::burn(rounds) / (parts * (parts + 1) / 2); }
@@ -152,26 +159,27 @@ void Sixteen<Unit, parts>::run(const Product<float>& p, const Done& done) {
 }
 
 template <class Unit, int parts>
-void Sixteen<Unit, parts>::pack_transposed(const Columns& columns, int64_t K, const float* const* w, ptrdiff_t stride,
+void Sixteen<Unit, parts>::pack_transposed(const Columns& columns, int64_t K, const Matrices& w, ptrdiff_t stride,
                                            int64_t panel0, int64_t panel1, float* packed) {
-    for (int64_t q = panel0; q < panel1; ++q) {
-        const Panel panel(columns, q);
-        const ptrdiff_t row = panel.vectors * V;
-        for (int v = 0; v < panel.vectors; ++v) {
-            const float* from = w[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
-            const int lanes = panel.lanes(columns, v);
-            for (int i = 0; i < parts; ++i)
-                for (int64_t k = 0; k < K; k += 2 * V) {
-                    float* const to = part_of(packed, panel, K, i) + v * V + k / 2 * row;
-                    Vec<float> square[V] = {};
-                    for (int j = 0; j < lanes; ++j)
-                        square[j] = (Vec<float>)neighbours(part(factors(from + j * stride, 1, k, K - k), i),
-                                                           part(factors(from + j * stride, 1, k + V, K - k - V), i));
-                    transpose<float>(square);
-                    for (int j = 0; j < least(pairs_of(K - k), V); ++j) store(to + j * row, square[j]);
-                }
+    with_numbers_of<float>(w, [&](auto* const* matrices) {
+        for (int64_t q = panel0; q < panel1; ++q) {
+            const Panel panel(columns, q);
+            const ptrdiff_t row = panel.vectors * V;
+            for (int v = 0; v < panel.vectors; ++v) {
+                const auto* from = matrices[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
+                for (int i = 0; i < parts; ++i)
+                    for (int64_t k = 0; k < K; k += 2 * V) {
+                        float* const to = part_of(packed, panel, K, i) + v * V + k / 2 * row;
+                        Vec<float> square[V] = {};
+                        for (int j = 0; j < panel.lanes(columns, v); ++j)
+                            square[j] = (Vec<float>)neighbours(part(numbers(from + j * stride, k, K), i),
+                                                               part(numbers(from + j * stride, k + V, K), i));
+                        transpose<float>(square);
+                        for (int j = 0; j < least(pairs_of(K - k), V); ++j) store(to + j * row, square[j]);
+                    }
+            }
         }
-    }
+    });
 }
 
 template <class Unit, int parts>

@@ -1,6 +1,9 @@
 // Products of numbers as they are: MR rows times NV vectors of columns held in registers while k runs.
 #pragma once
 
+#include <type_traits>
+
+#include "bfloat16.h"
 #include "panel.h"
 
 namespace rnnfast {
@@ -91,18 +94,20 @@ constexpr const Tile<T>* tiles[] = {
 };
 
 // Columns [j, j + count) of one gate in rows [r0, r0 + MR) of a direct product. The order of a sum does not depend on
-// MR.
-template <class T, int MR>
+// MR. W: of the numbers of w.
+template <class T, class W, int MR>
 void direct_tile(const DirectProduct<T>& p, int64_t r0, int gate, int64_t j, int count) {
     constexpr int V = lanes_of<T>, most = max_tile_vectors;
     Vec<T> partial[MR][most] = {};
     for (int i = 0; i < 2; ++i) {
         const int64_t K = p.K[i];
-        if (!K || !p.w[i][gate]) continue;
-        const T *a[MR], *w[most];
+        if (!K || !p.w[i].gates[gate]) continue;
+        const T* a[MR];
+        const W* w[most];
         for (int r = 0; r < MR; ++r) a[r] = p.a[i][r0 + r];
         // A ragged end computes its last column again in place of those that are not there.
-        for (int v = 0; v < most; ++v) w[v] = p.w[i][gate] + (j + (v < count ? v : count - 1)) * K;
+        for (int v = 0; v < most; ++v)
+            w[v] = static_cast<const W*>(p.w[i].gates[gate]) + (j + (v < count ? v : count - 1)) * K;
         const auto add = [&](int64_t k, auto lanes) {
             Vec<T> s[MR];
 #pragma GCC unroll 6
@@ -126,16 +131,16 @@ void direct_tile(const DirectProduct<T>& p, int64_t r0, int gate, int64_t j, int
             p.c[r0 + r][at + v] = (p.init ? p.init[r0 + r][at + v] : T(0)) + sum<T>(partial[r][v]);
 }
 
-template <class T>
+template <class T, class W>
 constexpr void (*direct_tiles[])(const DirectProduct<T>&, int64_t, int, int64_t, int) = {
-    direct_tile<T, 1>, direct_tile<T, 2>, direct_tile<T, 3>,
+    direct_tile<T, W, 1>, direct_tile<T, W, 2>, direct_tile<T, W, 3>,
 #if RNNFAST_VECTOR_BYTES == 64
-    direct_tile<T, 4>, direct_tile<T, 5>, direct_tile<T, 6>,
+    direct_tile<T, W, 4>, direct_tile<T, W, 5>, direct_tile<T, W, 6>,
 #endif
 };
 
-template <class T>
-void direct_product(const DirectProduct<T>& p) {
+template <class T, class W>
+void direct_product_of(const DirectProduct<T>& p) {
     for (int64_t q = p.panel0; q < p.panel1; ++q) {
         const Panel panel(p.columns, q);
         for (int v = 0; v < panel.vectors; ++v) {
@@ -145,11 +150,19 @@ void direct_product(const DirectProduct<T>& p) {
                 const int64_t j = panel.column_of(p.columns, v) + first;
                 for (int64_t r = 0; r < p.rows; r += max_tile_rows) {
                     const int64_t rows = p.rows - r < max_tile_rows ? p.rows - r : max_tile_rows;
-                    direct_tiles<T>[rows - 1](p, r, panel.gate(p.columns, v), j, count);
+                    direct_tiles<T, W>[rows - 1](p, r, panel.gate(p.columns, v), j, count);
                 }
             }
         }
     }
+}
+
+// Both matrices are of the same numbers.
+template <class T>
+void direct_product(const DirectProduct<T>& p) {
+    with_numbers_of<T>(p.w[0], [&](auto* const* w) {
+        direct_product_of<T, std::remove_const_t<std::remove_reference_t<decltype(**w)>>>(p);
+    });
 }
 
 // Products of numbers as they are.
@@ -163,7 +176,7 @@ struct Plain {
     template <bool done_stores, class Done>
     static void run(const Product<T>& p, const Done& done);
     // See Kernels.
-    static void pack_transposed(const Columns& columns, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+    static void pack_transposed(const Columns& columns, int64_t K, const Matrices& w, ptrdiff_t stride, int64_t panel0,
                                 int64_t panel1, T* packed);
     static void pack_rows(const Columns& columns, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1,
                           T* packed);
@@ -200,20 +213,22 @@ void Plain<T>::run(const Product<T>& p, const Done& done) {
 }
 
 template <class T>
-void Plain<T>::pack_transposed(const Columns& columns, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
+void Plain<T>::pack_transposed(const Columns& columns, int64_t K, const Matrices& w, ptrdiff_t stride, int64_t panel0,
                                int64_t panel1, T* packed) {
     constexpr int V = lanes_of<T>;
-    for (int64_t q = panel0; q < panel1; ++q) {
-        const Panel panel(columns, q);
-        const ptrdiff_t row = panel.vectors * V;
-        for (int v = 0; v < panel.vectors; ++v) {
-            const T* from = w[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
-            T* to = packed + panel.offset * K + v * V;
-            for (int64_t k = 0; k < K; k += V)
-                transpose_block(from + k, stride, panel.lanes(columns, v), int(K - k < V ? K - k : V), to + k * row,
-                                row);
+    with_numbers_of<T>(w, [&](auto* const* matrices) {
+        for (int64_t q = panel0; q < panel1; ++q) {
+            const Panel panel(columns, q);
+            const ptrdiff_t row = panel.vectors * V;
+            for (int v = 0; v < panel.vectors; ++v) {
+                const auto* from = matrices[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
+                T* to = packed + panel.offset * K + v * V;
+                for (int64_t k = 0; k < K; k += V)
+                    transpose_block(from + k, stride, panel.lanes(columns, v), int(K - k < V ? K - k : V), to + k * row,
+                                    row);
+            }
         }
-    }
+    });
 }
 
 template <class T>

@@ -39,8 +39,8 @@ struct Reservoirs<T>::Packed {
         std::copy_n(weights.bias, s.reservoirs() * s.H, bias.get());
         std::copy_n(weights.leak, s.reservoirs(), leak.get());
         std::copy_n(weights.scale, s.reservoirs(), scale.get());
-        const auto pack = [&](const T* from, int64_t K, T* to) {
-            kernel.pack_transposed(columns, K, &from, K, 0, columns.panels, to);
+        const auto pack = [&](const void* from, int64_t K, T* to) {
+            kernel.pack_transposed(columns, K, {&from, false}, K, 0, columns.panels, to);
         };
         for (int64_t i = 0; i < s.reservoirs(); ++i)
             pack(weights.w_in + i * s.H * s.I, s.I, w_in.get() + i * columns.packed(s.I));
@@ -332,10 +332,10 @@ private:
         for (int64_t r = 0; r < job.size(); ++r) {
             const int64_t which = reservoir(job, r);
             const T *u = to.u.get() + r * s.I, *h = row(my, job, t, r), *bias = call.b_out + which * call.O;
-            const T *w_x = call.w_x + which * call.O * call.E, *w_h = call.w_h + which * call.O * s.H;
+            const void *w_x = call.w_x + which * call.O * call.E, *w_h = call.w_h + which * call.O * s.H;
             T* y = to.y.get() + r * call.O;
             packed.kernel.direct_product(
-                {1, {call.E, s.H}, {&u, &h}, {&w_x, &w_h}, outputs, 0, outputs.panels, &bias, &y});
+                {1, {call.E, s.H}, {&u, &h}, {{&w_x, false}, {&w_h, false}}, outputs, 0, outputs.panels, &bias, &y});
             if (my.first) std::copy_n(y, call.O, call.y + (stream(job, r) * call.steps + t) * call.O);
         }
     }

@@ -13,12 +13,12 @@ template <class T>
 class ForwardRun : public TimeRun<T> {
     using TimeRun<T>::s, TimeRun<T>::R, TimeRun<T>::G, TimeRun<T>::N, TimeRun<T>::sequence, TimeRun<T>::kernel,
         TimeRun<T>::cell, TimeRun<T>::plan, TimeRun<T>::group_barriers, TimeRun<T>::gates, TimeRun<T>::input_gates,
-        TimeRun<T>::recurrent_gates, TimeRun<T>::projected, TimeRun<T>::chunk_steps;
+        TimeRun<T>::recurrent_gates, TimeRun<T>::projected, TimeRun<T>::chunk_steps, TimeRun<T>::bfloat16;
 
 public:
     // dot: the tangents to take along, or nullptr.
     ForwardRun(const Shape& shape, const Forward<T>& call, const Tangent<T>* dot, int threads)
-        : TimeRun<T>(shape, threads, dot ? 2 : 1),
+        : TimeRun<T>(shape, threads, dot ? 2 : 1, call.bfloat16_weights),
           call(call),
           dot(dot),
           halves(dot ? 2 : 1),
@@ -180,12 +180,12 @@ private:
         T** z = to.z + first;
         if (direct) {
             const Parameters<const T*>& p = call.parameters[i];
-            const auto ih = this->gates_of(p.w_ih, s.cell->input_gates, s.input(l)),
-                       hh = this->gates_of(p.w_hh, s.cell->recurrent_gates, R);
+            const auto ih = this->matrices_of(p.w_ih, s.cell->input_gates, s.input(l)),
+                       hh = this->matrices_of(p.w_hh, s.cell->recurrent_gates, R);
             kernel.direct_product({n,
                                    {s.input(l), R},
                                    {to.x + first, to.h_prev},
-                                   {ih.data(), hh.data()},
+                                   {{ih.data(), bfloat16}, {hh.data(), bfloat16}},
                                    gates,
                                    panels.begin,
                                    panels.end,
@@ -200,16 +200,10 @@ private:
         group_barriers[my.group].wait();
         Rows& to = rows[my.thread];
         const Range r = this->my_panels(my, projected);
+        const void* const w_hr = call.parameters[i].w_hr;
         if (direct)
-            kernel.direct_product({n,
-                                   {s.H, 0},
-                                   {to.m, nullptr},
-                                   {&call.parameters[i].w_hr, nullptr},
-                                   projected,
-                                   r.begin,
-                                   r.end,
-                                   nullptr,
-                                   to.y});
+            kernel.direct_product(
+                {n, {s.H, 0}, {to.m, nullptr}, {{&w_hr, bfloat16}, {}}, projected, r.begin, r.end, nullptr, to.y});
         else
             kernel.product({n, s.H, to.m, 1, projected, r.begin, r.end, weights[i].hr.get(), nullptr, to.y});
     }

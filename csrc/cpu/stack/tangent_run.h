@@ -12,7 +12,7 @@ class TangentRun : public TimeRun<T> {
 public:
     // saved: as ReserveLayout::of_tangents, out. z_dot: as in tangent().
     TangentRun(const Shape& shape, const Past<T>& past, const Tangent<T>& dot, T* z_dot, T* saved, int threads)
-        : TimeRun<T>(shape, threads, 1),
+        : TimeRun<T>(shape, threads, 1, false),
           past(past),
           trace(trace_of(past, ReserveLayout::of_forward(shape, N))),
           dot(dot),

@@ -28,9 +28,10 @@ protected:
     using Run<T>::s, Run<T>::R, Run<T>::G, Run<T>::N, Run<T>::kernel, Run<T>::plan, Run<T>::everyone,
         Run<T>::group_barriers;
 
-    // halves: rows of the products for each row of a step.
-    TimeRun(const Shape& shape, int threads, int halves)
+    // halves: rows of the products for each row of a step. bfloat16: as in Forward.
+    TimeRun(const Shape& shape, int threads, int halves, bool bfloat16)
         : Run<T>(shape, threads),
+          bfloat16(bfloat16),
           gates(this->gate_columns()),
           input_gates(gates.of(s.cell->input_gates)),
           recurrent_gates(gates.of(s.cell->recurrent_gates)),
@@ -57,18 +58,21 @@ protected:
         const int count = plan.threads();
         const Range z = Range::part(gates.panels, thread, count), r = Range::part(projected.panels, thread, count);
         const auto pack_gates = [&](const Columns& columns, const Slots& slots, const T* w, int64_t K, T* packed) {
-            kernel.pack_transposed(columns, K, &gates_of(w, slots, K)[slots.first], K, z.begin, z.end, packed);
+            kernel.pack_transposed(columns, K, {&matrices_of(w, slots, K)[slots.first], bfloat16}, K, z.begin, z.end,
+                                   packed);
         };
         pack_biases(p, Range::part(s.H, thread, count), to.bias.get());
         if (to.x) pack_gates(input_gates, s.cell->input_gates, p.w_ih, I, to.x.get());
         if (to.h) pack_gates(recurrent_gates, s.cell->recurrent_gates, p.w_hh, R, to.h.get());
-        if (to.hr) kernel.pack_transposed(projected, s.H, &p.w_hr, s.H, r.begin, r.end, to.hr.get());
+        const void* const w_hr = p.w_hr;
+        if (to.hr) kernel.pack_transposed(projected, s.H, {&w_hr, bfloat16}, s.H, r.begin, r.end, to.hr.get());
     }
     // Where each gate's rows of a weight (rows,K) are; nullptr: the weight is not for this gate.
-    std::array<const T*, max_gates> gates_of(const T* w, const Slots& slots, int64_t K) const {
-        std::array<const T*, max_gates> gates{};
+    std::array<const void*, max_gates> matrices_of(const T* w, const Slots& slots, int64_t K) const {
+        std::array<const void*, max_gates> gates{};
+        const int64_t bytes = bfloat16 ? 2 : sizeof(T);
         for (int g = slots.first; w && g < slots.first + slots.count; ++g)
-            gates[g] = w + s.cell->torch_gates[g] * s.H * K;
+            gates[g] = reinterpret_cast<const char*>(w) + s.cell->torch_gates[g] * s.H * K * bytes;
         return gates;
     }
     // Rows of z start with the bias in those gates that the first product, which has it, does not fill.
@@ -79,14 +83,19 @@ protected:
                 for (int64_t r = 0; r < n; ++r) copy_columns(z[r] + gate, bias[r] + gate, units);
     }
 
+    const bool bfloat16;
     const Columns gates, input_gates, recurrent_gates, projected;  // of z: all, those of W_ih, those of W_hh
     const int64_t chunk_steps;
 
 private:
     void pack_biases(const Parameters<const T*>& p, const Range& units, T* bias) const {
-        const auto ih = gates_of(p.b_ih, s.cell->input_gates, 1), hh = gates_of(p.b_hh, s.cell->recurrent_gates, 1);
+        const auto of_gate = [&](const T* b, const Slots& slots, int64_t g) {
+            const bool has_one = b && g >= slots.first && g < slots.first + slots.count;
+            return has_one ? b + s.cell->torch_gates[g] * s.H : nullptr;
+        };
         for (int64_t g = 0; g < G; ++g) {
-            const T *of_x = ih[g], *of_h = hh[g];
+            const T* const of_x = of_gate(p.b_ih, s.cell->input_gates, g);
+            const T* const of_h = of_gate(p.b_hh, s.cell->recurrent_gates, g);
             T* const to = bias + g * s.H;
             for (int64_t j = units.begin; j < units.end; ++j) to[j] = (of_x ? of_x[j] : T(0)) + (of_h ? of_h[j] : T(0));
         }
