@@ -39,6 +39,14 @@ uint16_t high_half(float x) {
     return uint16_t(bits >> 16);
 }
 
+// Rounded as a number it would be 0.
+float nan_of_all_ones() {
+    const uint32_t bits = 0x7fffffff;
+    float nan;
+    std::memcpy(&nan, &bits, 4);
+    return nan;
+}
+
 // What a product takes for x.
 double factor(float x, Precision precision) {
     const float first = rounded(x);
@@ -141,24 +149,27 @@ void check_sums(const Case& which, Precision precision, const Kernels<float>& ke
     expect(worst < bound, "sums", which.name, worst);
 }
 
-// A row with NaN or an infinity is alone with it.
+// A row with NaN or an infinity is alone with it, and what it brings is NaN or that infinity times W.
 void check_rows_are_alone(const Case& which, const Kernels<float>& kernel) {
     if (which.rows < 2 || !which.K) return;
     Operands of(which);
     const auto before = of.product(kernel);
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-        const int64_t row = which.rows / 2;
-        of.left(row, which.K - 1) = bad;
+    const float inf = std::numeric_limits<float>::infinity();
+    for (const float bad : {nan_of_all_ones(), inf, -inf}) {
+        const int64_t row = which.rows / 2, k = which.K - 1;
+        of.left(row, k) = bad;
         const auto after = of.product(kernel);
-        bool alone = true, seen = true;
+        bool alone = true, right = true;
         for (int64_t r = 0; r < which.rows; ++r)
             for (int64_t j = 0; j < of.width(); ++j)
-                if (r == row)
-                    seen = seen && !std::isfinite(after[r][j]);
-                else
+                if (r != row)
                     alone = alone && after[r][j] == before[r][j];
+                else if (std::isnan(bad))
+                    right = right && std::isnan(after[r][j]);
+                else
+                    right = right && after[r][j] == bad * of.right(k, j);
         expect(alone, "other rows keep their numbers", which.name, bad);
-        expect(seen, "the row is not finite", which.name, bad);
+        expect(right, "what it brings", which.name, bad);
     }
 }
 
