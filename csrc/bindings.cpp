@@ -197,10 +197,15 @@ void run_reservoirs(const Reservoirs<T>& reservoirs, int64_t B, int64_t steps, b
     reservoirs.run(call, threads);
 }
 
-void add_gram_at(int64_t S, int64_t n, int64_t Z, Address x, int64_t x_stride, Address gram, int threads) {
-    if (S < 0 || n < 0 || Z < 1 || threads < 1) throw std::invalid_argument("sizes out of range");
+std::unique_ptr<GramSum> make_gram_sum(int64_t S, int64_t n, int64_t Z, Address x, int64_t x_stride, Address gram) {
+    if (S < 0 || n < 0 || Z < 1) throw std::invalid_argument("sizes out of range");
+    return std::make_unique<GramSum>(S, n, Z, at<const double>(x), x_stride, at<double>(gram));
+}
+
+void work_on_gram_sum(GramSum& sum, int threads) {
+    if (threads < 1) throw std::invalid_argument("threads: expected at least one");
     const py::gil_scoped_release release;
-    add_gram(S, n, Z, at<const double>(x), x_stride, at<double>(gram), threads);
+    sum.work(threads);
 }
 
 template <class T>
@@ -287,7 +292,10 @@ PYBIND11_MODULE(_C, m) {
     define_reservoirs<float>(m, "ReservoirsFloat32");
     define_reservoirs<double>(m, "ReservoirsFloat64");
     define_stream(m);
-    m.def("add_gram", &add_gram_at);
+    py::class_<GramSum>(m, "GramSum")
+        .def(py::init(&make_gram_sum), py::arg("S"), py::arg("n"), py::arg("Z"), py::arg("x"), py::arg("x_stride"),
+             py::arg("gram"))
+        .def("work", &work_on_gram_sum, py::arg("threads"));
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
     m.def("emulated_isas", &emulated_isas);

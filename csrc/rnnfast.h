@@ -230,8 +230,19 @@ private:
 };
 
 // gram (S,Z,Z) += X^T X for S matrices X (n,Z), x_stride numbers apart; on and below the diagonal. What is above may
-// change or not. The result does not depend on `threads`.
-void add_gram(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram, int threads);
+// change or not. The result does not depend on who works on it.
+class GramSum {
+public:
+    GramSum(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram);
+    ~GramSum();
+    // Takes part with up to `threads` threads, and returns when all is done. Others may call it too, at any time: who
+    // comes after the end touches neither x nor gram.
+    void work(int threads);
+
+private:
+    struct Run;
+    const std::unique_ptr<Run> run_;
+};
 
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();

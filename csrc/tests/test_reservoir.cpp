@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <random>
 #include <stdexcept>
+#include <thread>
 
 #include "larger.h"
 #include "rnnfast.h"
@@ -194,8 +195,11 @@ void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
     for (double& value : x) value = normal(random);
     for (double& value : gram) value = normal(random);
     const std::vector<double> before = one = gram;
-    add_gram(S, n, Z, x.data(), stride, gram.data(), threads);
-    add_gram(S, n, Z, x.data(), stride, one.data(), 1);
+    GramSum sum_of_some(S, n, Z, x.data(), stride, gram.data());
+    std::thread helper([&] { sum_of_some.work(1); });
+    sum_of_some.work(threads);
+    helper.join();
+    GramSum(S, n, Z, x.data(), stride, one.data()).work(1);
     double error = 0;
     for (int64_t s = 0; s < S; ++s)
         for (int64_t i = 0; i < Z; ++i)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,6 +57,7 @@ class Ensemble:
         self.I, self.H, self.O = first.input_size, first.reservoir_size, first.output_size
         self.feedback = first.has_feedback
         matrices = [Matrix(weights.w, weights.starts) for weights in drawn]
+        self.ahead: Executor | None = None  # the thread that runs the reservoir one part ahead, while there is one
         self.bank = Bank(first.unit, self.dtype, matrices, [_inputs(network) for network in self.networks])
 
     @property
@@ -94,12 +96,20 @@ class Ensemble:
         if size >= T or not self.bank.is_serial(B):
             yield from map(run, parts)
             return
-        with ThreadPoolExecutor(1) as ahead:
+        with self._one_ahead() as ahead:
             coming = ahead.submit(run, next(parts))
             for steps in parts:
                 given, coming = coming.result(), ahead.submit(run, steps)
                 yield given
             yield coming.result()
+
+    @contextmanager
+    def _one_ahead(self) -> Iterator[Executor]:
+        with ThreadPoolExecutor(1) as self.ahead:
+            try:
+                yield self.ahead
+            finally:
+                self.ahead = None
 
     def _noise(self, generators: Sequence[np.random.Generator] | None, X: Tensor) -> Tensor | None:
         """(S,B,t,H), whatever the number of steps t at a time; None if no network has any."""
@@ -185,7 +195,7 @@ def fit_many(
     steps = _Progress(progress)
     sums = _sums_before(ensemble) if warm_start else Sums.zeros(ensemble.S, ensemble.Z, ensemble.O)
     for X, Y in steps(ensemble.rows(data, washout, noise=True), "fit"):
-        sums.add(X, Y)
+        sums.add(X, Y, ensemble.ahead)
     h, last = ensemble.h, ensemble.y
     if len(ridges) == 1:
         best, errors = ridges.expand(ensemble.S), None

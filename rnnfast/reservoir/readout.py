@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -43,12 +44,15 @@ class Sums(NamedTuple):
         return cls(gram, gram.new_zeros(S, Z, O), [0])
 
     @untraced
-    def add(self, X: Tensor, Y: Tensor) -> None:
-        """X (S,n,Z), Y (n,O), float64."""
+    def add(self, X: Tensor, Y: Tensor, helper: Executor | None = None) -> None:
+        """X (S,n,Z), Y (n,O), float64. A thread of `helper` counts as one of torch's, and joins in once it is free."""
         S, n, Z = X.shape
         if X.stride()[1:] != (Z, 1):
             X = X.contiguous()
-        _C.add_gram(S, n, Z, X.data_ptr(), X.stride(0), self.gram.data_ptr(), torch.get_num_threads())
+        gram = _C.GramSum(S, n, Z, X.data_ptr(), X.stride(0), self.gram.data_ptr())
+        if helper:
+            helper.submit(gram.work, 1)
+        gram.work(max(1, torch.get_num_threads() - (helper is not None)))
         self.moment.baddbmm_(X.mT, Y.expand(len(X), -1, -1))
         self.rows[0] += len(Y)
 
