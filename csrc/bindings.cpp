@@ -171,12 +171,13 @@ void second_at(const Shape& s, int threads, const Addresses& inputs, Address dro
 template <class T>
 std::unique_ptr<Reservoirs<T>> make_reservoirs(int unit, int64_t M, int64_t Q, int64_t I, int64_t H, int64_t F,
                                                const Addresses& a) {
-    expect(a, 6);
+    expect(a, 7);
     if (unit < 0 || unit > 2) throw std::invalid_argument("unit: expected 0 (tanh), 1 (relu) or 2 (identity)");
-    if (M < 1 || Q < 1 || I < 0 || H < 1 || F < 1 || (!a[1] && F != H) || H > INT32_MAX)
+    if (M < 1 || Q < 1 || I < 0 || H < 1 || F < 1 || (a[0] ? F != H : !a[1] || !a[2]) || H > INT32_MAX)
         throw std::invalid_argument("sizes out of range");
-    const ReservoirWeights<T> weights{at<const T>(a[0]), at<const int32_t>(a[1]), at<const T>(a[2]),
-                                      at<const T>(a[3]), at<const T>(a[4]),       at<const T>(a[5])};
+    const ReservoirWeights<T> weights{at<const T>(a[0]), at<const float>(a[1]), at<const int32_t>(a[2]),
+                                      at<const T>(a[3]), at<const T>(a[4]),     at<const T>(a[5]),
+                                      at<const T>(a[6])};
     const py::gil_scoped_release release;
     return std::make_unique<Reservoirs<T>>(ReservoirShape{static_cast<Unit>(unit), M, Q, I, H, F}, weights);
 }

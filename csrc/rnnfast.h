@@ -179,9 +179,11 @@ struct ReservoirShape {
 
 template <class T>
 struct ReservoirWeights {
-    const T* w;  // (M,H,F)
+    const T* dense;  // (M,H,H) or nullptr
+    // Else: connections of 24 bits, which are half as many bytes a step where T is double.
+    const float* sparse;  // (M,H,F)
     // (M,H/run_length,F), rounded up: where connections start, in [0, H). Connection k into unit j is from unit
-    // (starts[j / run_length, k] + j % run_length) mod H. nullptr: F = H, and w is dense.
+    // (starts[j / run_length, k] + j % run_length) mod H.
     const int32_t* starts;
     const T* w_in;   // (M*Q,H,I)
     const T* bias;   // (M*Q,H)

@@ -52,12 +52,15 @@ using Numbers = std::vector<T>;
 template <class T>
 struct Arrays {
     Numbers<T> w, w_in, bias, leak, scale, x, noise, h, states, b_out, w_x, w_h, y0, y;
+    std::vector<float> sparse;  // w, with 24 bits, where F < H
     std::vector<int32_t> starts;
     bool wants_states;
 
     explicit Arrays(const Case& c) : wants_states(c.gap >= 0) {
         const int64_t S = c.M * c.Q, sequences = (c.shared_x ? 1 : S) * c.B, rows = S * c.B * c.T;
         w = draw(c.M * c.H * c.F, 1 / std::sqrt(double(c.F)));
+        sparse = std::vector<float>(w.begin(), w.end());
+        if (c.F < c.H) w = Numbers<T>(sparse.begin(), sparse.end());
         if (c.F < c.H) {
             starts.resize(c.M * ((c.H + run_length - 1) / run_length) * c.F);
             for (int32_t& start : starts) start = std::uniform_int_distribution<int32_t>(0, int32_t(c.H) - 1)(random);
@@ -74,8 +77,8 @@ struct Arrays {
     }
 
     void run(const Case& c, int threads) {
-        const Reservoirs<T> reservoirs(c.shape(), {w.data(), starts.empty() ? nullptr : starts.data(), w_in.data(),
-                                                   bias.data(), leak.data(), scale.data()});
+        const Reservoirs<T> reservoirs(c.shape(), {starts.empty() ? w.data() : nullptr, sparse.data(), starts.data(),
+                                                   w_in.data(), bias.data(), leak.data(), scale.data()});
         reservoirs.run({c.B, c.T, x.data(), c.shared_x, c.noise ? noise.data() : nullptr, h.data(),
                         wants_states ? states.data() : nullptr, c.H + c.gap, c.O, c.E, b_out.data(), w_x.data(),
                         w_h.data(), y0.data(), y.data()},

@@ -26,7 +26,7 @@ DENSE_FROM = 0.5
 
 
 class Matrix(NamedTuple):
-    """A recurrent matrix as in weights.Drawn."""
+    """A recurrent matrix as in weights.Drawn; float32 where it is sparse."""
 
     w: np.ndarray  # (H,F)
     starts: np.ndarray | None  # (H/RUN,F)
@@ -67,12 +67,13 @@ class Bank:
         self.S = len(inputs)
         numbers = np.float32 if dtype == torch.float32 else np.float64
         dense = matrices[0].starts is None or F >= DENSE_FROM * self.H
-        w = _stack([_dense(m) if dense else m.w for m in matrices], numbers)
+        w = _stack([_dense(m) for m in matrices], numbers) if dense else None
+        sparse = None if dense else _stack([m.w for m in matrices], np.float32)
         starts = None if dense else _stack([m.starts for m in matrices if m.starts is not None], np.int32)
-        arrays = [w, starts, *[_stack(part, numbers) for part in zip(*inputs, strict=True)]]
+        arrays = [w, sparse, starts, *[_stack(part, numbers) for part in zip(*inputs, strict=True)]]
         addresses = [0 if a is None else a.ctypes.data for a in arrays]  # the core copies from there
         M = len(matrices)
-        self._core = _RESERVOIRS[dtype](UNITS[unit], M, self.S // M, self.I, self.H, w.shape[2], addresses)
+        self._core = _RESERVOIRS[dtype](UNITS[unit], M, self.S // M, self.I, self.H, self.H if dense else F, addresses)
 
     def is_serial(self, B: int) -> bool:
         """Does a run of B sequences leave all threads but one idle?"""

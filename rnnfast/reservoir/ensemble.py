@@ -153,7 +153,7 @@ def _inputs(network: Network) -> Inputs:
     w_in = network.drawn.w_in * np.asarray(network.input_scale)
     if network.has_feedback:
         w_in = np.concatenate([w_in, network.feedback * network.drawn.w_fb], 1)
-    return Inputs(w_in, network.bias_scale * network.drawn.bias, network.leak, network.spectral_radius)
+    return Inputs(w_in, network.bias_scale * network.drawn.bias, network.leak, network._scale)
 
 
 @public

@@ -24,9 +24,10 @@ RUN = 16  # neighbouring units that hear neighbouring units; csrc/unit.h
 
 
 class Drawn(NamedTuple):
-    """Weights before scaling: w has the spectral radius 1, all others are uniform on [-1, 1)."""
+    """Weights before scaling, uniform on [-1, 1)."""
 
-    w: Array  # (H,F) recurrent, into each unit
+    w: Array  # (H,F) recurrent, into each unit; float32: sparse reservoirs in float64 read half as many bytes a step
+    radius: float  # spectral radius of w
     starts: Array | None  # (H/RUN,F) int32, where the connections come from, see sources(); None: F = H, every unit
     w_in: Array  # (H,I)
     bias: Array  # (H,)
@@ -51,12 +52,14 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn
     starts: Array | None
     if topology == "cycle":
         starts = ((np.arange(0, H, RUN) - 1) % H).astype(np.int32)[:, None]
-        w = np.sign(_uniform(w_stream, (H, 1)))  # the H-th power of W is 1 or -1: so all eigenvalues have modulus 1
+        w = np.sign(_uniform(w_stream, (H, 1))).astype(np.float32)
+        radius = 1.0  # the H-th power of W is 1 or -1: so all eigenvalues have modulus 1
     else:
         starts = None if fan_in == H else _choose_starts(start_stream, H, fan_in)
-        w = _uniform(w_stream, (H, fan_in))
-        w /= _rounded(spectral_radius(matrix(w, starts)))
-    return Drawn(w, starts, _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O)))
+        w = _uniform(w_stream, (H, fan_in)).astype(np.float32)
+        radius = _rounded(spectral_radius(matrix(w.astype(np.float64), starts)))
+    others = _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O))
+    return Drawn(w, radius, starts, *others)
 
 
 def noise_generator(seed: int) -> np.random.Generator:
