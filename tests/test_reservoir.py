@@ -17,7 +17,7 @@ import torch
 import rnnfast
 from rnnfast import reference
 from rnnfast.reservoir import EchoState, fit_many, predict_many
-from rnnfast.reservoir.weights import RUN, sources
+from rnnfast.reservoir.matrix import RUN, sources
 
 EPSILON = {"float64": 1e-13, "float32": 3e-5}
 
@@ -220,12 +220,13 @@ def test_long_series_in_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None
     x, y = data(3000)
     whole = make(NETWORKS[2]).fit(x, y)
     monkeypatch.setattr("rnnfast.reservoir.ensemble.CHUNK_BYTES", 1)
+    monkeypatch.setattr("rnnfast.reservoir.ensemble.MOST_BYTES", 1)
     largest = []
     run = rnnfast.reservoir.bank.Bank.drive
 
-    def watched(self, u, h, states, noise=None):
+    def watched(self, u, h, states, *rest, **more):
         largest.append(states.shape[2])
-        run(self, u, h, states, noise)
+        run(self, u, h, states, *rest, **more)
 
     monkeypatch.setattr("rnnfast.reservoir.bank.Bank.drive", watched)
     parts = make(NETWORKS[2]).fit(x, y)

@@ -19,8 +19,9 @@ from rnnfast.init import spectral_radius
 from rnnfast.reservoir.bank import DTYPES, UNITS
 from rnnfast.reservoir.data import Kind
 from rnnfast.reservoir.guard import public
+from rnnfast.reservoir.matrix import matrix
 from rnnfast.reservoir.readout import Sums
-from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw, matrix
+from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw
 
 Self = TypeVar("Self", bound="Network")
 
