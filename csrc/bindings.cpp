@@ -198,9 +198,13 @@ void run_reservoirs(const Reservoirs<T>& reservoirs, int64_t B, int64_t steps, b
     reservoirs.run(call, threads);
 }
 
-std::unique_ptr<GramSum> make_gram_sum(int64_t S, int64_t n, int64_t Z, Address x, int64_t x_stride, Address gram) {
-    if (S < 0 || n < 0 || Z < 1) throw std::invalid_argument("sizes out of range");
-    return std::make_unique<GramSum>(S, n, Z, at<const double>(x), x_stride, at<double>(gram));
+// Arrays: x, y, gram, moment.
+std::unique_ptr<GramSum> make_gram_sum(int64_t S, int64_t n, int64_t Z, int64_t O, int64_t x_stride,
+                                       const Addresses& a) {
+    expect(a, 4);
+    if (S < 0 || n < 0 || Z < 1 || O < 1) throw std::invalid_argument("sizes out of range");
+    const ReadoutRows rows{S, n, Z, O, at<const double>(a[0]), x_stride, at<const double>(a[1])};
+    return std::make_unique<GramSum>(rows, at<double>(a[2]), at<double>(a[3]));
 }
 
 void work_on_gram_sum(GramSum& sum, int threads) {
@@ -294,8 +298,8 @@ PYBIND11_MODULE(_C, m) {
     define_reservoirs<double>(m, "ReservoirsFloat64");
     define_stream(m);
     py::class_<GramSum>(m, "GramSum")
-        .def(py::init(&make_gram_sum), py::arg("S"), py::arg("n"), py::arg("Z"), py::arg("x"), py::arg("x_stride"),
-             py::arg("gram"))
+        .def(py::init(&make_gram_sum), py::arg("S"), py::arg("n"), py::arg("Z"), py::arg("O"), py::arg("x_stride"),
+             py::arg("arrays"))
         .def("work", &work_on_gram_sum, py::arg("threads"));
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);

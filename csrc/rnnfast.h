@@ -231,12 +231,21 @@ private:
     std::unique_ptr<const Packed> packed_;
 };
 
-// gram (S,Z,Z) += X^T X for S matrices X (n,Z), x_stride numbers apart; on and below the diagonal. What is above may
-// change or not. The result does not depend on who works on it.
+// Sums over rows for S linear readouts: X (n,Z), x_stride numbers apart, and one Y (n,O) for all.
+struct ReadoutRows {
+    int64_t S, n, Z, O;
+    const double* x;
+    int64_t x_stride;
+    const double* y;
+};
+
+// gram (S,Z,Z) += X^T X on and below the diagonal, what is above may change or not; moment (S,O,Z) += Y^T X. The result
+// does not depend on who works on it.
 class GramSum {
 public:
-    GramSum(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram);
+    GramSum(const ReadoutRows& rows, double* gram, double* moment);
     ~GramSum();
+
     // Takes part with up to `threads` threads, and returns when all is done. Others may call it too, at any time: who
     // comes after the end touches neither x nor gram.
     void work(int threads);

@@ -194,15 +194,17 @@ void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
     std::mt19937 random(1);
     std::normal_distribution<double> normal;
     const int64_t stride = n * Z + 3;
-    std::vector<double> x((S - 1) * stride + n * Z), gram(S * Z * Z), one;
-    for (double& value : x) value = normal(random);
-    for (double& value : gram) value = normal(random);
-    const std::vector<double> before = one = gram;
-    GramSum sum_of_some(S, n, Z, x.data(), stride, gram.data());
+    constexpr int64_t O = 2;
+    std::vector<double> x((S - 1) * stride + n * Z), y(n * O), gram(S * Z * Z), moment(S * O * Z), one, moment_of_one;
+    for (std::vector<double>* const all : {&x, &y, &gram, &moment})
+        for (double& value : *all) value = normal(random);
+    const std::vector<double> before = one = gram, moment_before = moment_of_one = moment;
+    const ReadoutRows rows{S, n, Z, O, x.data(), stride, y.data()};
+    GramSum sum_of_some(rows, gram.data(), moment.data());
     std::thread helper([&] { sum_of_some.work(1); });
     sum_of_some.work(threads);
     helper.join();
-    GramSum(S, n, Z, x.data(), stride, one.data()).work(1);
+    GramSum(rows, one.data(), moment_of_one.data()).work(1);
     double error = 0;
     for (int64_t s = 0; s < S; ++s)
         for (int64_t i = 0; i < Z; ++i)
@@ -211,8 +213,14 @@ void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
                 for (int64_t k = 0; k < n; ++k) sum += x[s * stride + k * Z + i] * x[s * stride + k * Z + j];
                 error = larger(error, std::abs(sum - gram[(s * Z + i) * Z + j]));
             }
+    for (int64_t s = 0; s < S; ++s)
+        for (int64_t i = 0; i < O * Z; ++i) {
+            double sum = moment_before[s * O * Z + i];
+            for (int64_t k = 0; k < n; ++k) sum += y[k * O + i / Z] * x[s * stride + k * Z + i % Z];
+            error = larger(error, std::abs(sum - moment[s * O * Z + i]));
+        }
     expect(error <= 1e-14 * double(n + 10), "Gram matrix", "", 8, threads, error);
-    expect(gram == one, "Gram matrix of one thread", "", 8, threads, 0);
+    expect(gram == one && moment == moment_of_one, "Gram matrix of one thread", "", 8, threads, 0);
 }
 
 }  // namespace

@@ -29,9 +29,7 @@ class Drawn(NamedTuple):
 
     w: Array  # (H,F) recurrent, into each unit; float32: sparse reservoirs in float64 read half as many bytes a step
     radius: float  # spectral radius of w
-    starts: (
-        Array | None
-    )  # (H/RUN,F) int32, where the connections come from, see matrix.sources(); None: F = H, every unit
+    starts: Array | None  # (H/RUN,F) int32, where connections come from, see matrix.sources(); None: F = H, every unit
     w_in: Array  # (H,I)
     bias: Array  # (H,)
     w_fb: Array  # (H,O)
@@ -46,8 +44,8 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn
     alone and all weights are 1 or -1.
 
     Every part has a PCG64 stream of its own, spawned from `seed`, so that the recurrent matrix does not change with the
-    number of inputs. Only uniform numbers are used: they are the generator's bits times 2^-53, the same on every
-    machine, which numbers through log or exp need not be.
+    number of inputs. Only uniform numbers are used: they are the generator's bits times 2^-53, the recurrent ones
+    rounded to 24 bits, the same on every machine, which numbers through log or exp need not be.
     """
     w_stream, start_stream, in_stream, bias_stream, fb_stream = (
         np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)

@@ -11,17 +11,22 @@
 namespace rnnfast {
 
 struct GramSum::Run {
-    Run(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram)
-        : n(n),
-          Z(Z),
+    Run(const ReadoutRows& of, double* gram, double* moment)
+        : S(of.S),
+          n(of.n),
+          Z(of.Z),
+          O(of.O),
           gram(gram),
           columns(Columns::of_matrix(Z, kernel.lanes, 1)),
-          S(S),
           tasks(n > 0 ? S * columns.panels : 0),
-          rows(S * n),
+          x_rows(S * n),
+          y_columns(O),
+          moment_rows(S * O),
           packed(S * columns.packed(n)) {
         for (int64_t s = 0; s < S; ++s)
-            for (int64_t i = 0; i < n; ++i) rows[s * n + i] = x + s * x_stride + i * Z;
+            for (int64_t i = 0; i < n; ++i) x_rows[s * n + i] = of.x + s * of.x_stride + i * Z;
+        for (int64_t o = 0; o < O; ++o) y_columns[o] = of.y + o;
+        for (int64_t i = 0; i < S * O; ++i) moment_rows[i] = moment + i * Z;
     }
 
     void work() {
@@ -33,13 +38,13 @@ struct GramSum::Run {
     }
 
 private:
-    double* of(int64_t s) const { return packed.get() + s * columns.packed(n); }
+    double* packed_of(int64_t s) const { return packed.get() + s * columns.packed(n); }
 
     void pack(int64_t s, int64_t panel) const {
-        kernel.pack_rows(columns, n, rows.get() + s * n, panel, panel + 1, of(s));
+        kernel.pack_rows(columns, n, x_rows.get() + s * n, panel, panel + 1, packed_of(s));
     }
 
-    // Rows of the Gram matrix that belong to a panel, up to the diagonal.
+    // Rows of the Gram matrix that belong to a panel, up to the diagonal; its columns of the moment.
     void multiply(int64_t s, int64_t panel) const {
         const int64_t first = columns.first_vector(panel), vectors = columns.first_vector(panel + 1) - first;
         const int64_t row0 = first * columns.lanes, width = vectors * columns.lanes;
@@ -47,26 +52,30 @@ private:
         const double* a[max_rows];
         double* c[max_rows];
         for (int64_t r = 0; r < count; ++r) {
-            a[r] = of(s) + row0 * n + r;
+            a[r] = packed_of(s) + row0 * n + r;
             c[r] = gram + (s * Z + row0 + r) * Z;
         }
-        kernel.product({count, n, a, width, columns, 0, panel + 1, of(s), c, c});
+        kernel.product({count, n, a, width, columns, 0, panel + 1, packed_of(s), c, c});
+        double* const* const m = moment_rows.get() + s * O;
+        kernel.product({O, n, y_columns.get(), O, columns, panel, panel + 1, packed_of(s), m, m});
     }
 
     static constexpr int64_t max_rows = 4 * 64 / sizeof(double);  // columns of a panel of the widest vectors
 
-    const int64_t n, Z;
+    const int64_t S, n, Z, O;
     double* const gram;
     const Kernels<double>& kernel = kernels<double>();
     const Columns columns;
-    const int64_t S, tasks;
-    Buffer<const double*> rows;  // [S*n]
-    Buffer<double> packed;       // [S] (n,Z) packed
+    const int64_t tasks;
+    Buffer<const double*> x_rows;     // [S*n]
+    Buffer<const double*> y_columns;  // [O]
+    Buffer<double*> moment_rows;      // [S*O]
+    Buffer<double> packed;            // [S] (n,Z) packed
     std::atomic<int64_t> next_pack{0}, packs_done{0}, next_product{0}, products_done{0};
 };
 
-GramSum::GramSum(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram)
-    : run_(std::make_unique<Run>(S, n, Z, x, x_stride, gram)) {}
+GramSum::GramSum(const ReadoutRows& rows, double* gram, double* moment)
+    : run_(std::make_unique<Run>(rows, gram, moment)) {}
 
 GramSum::~GramSum() = default;
 
