@@ -174,12 +174,13 @@ void second_at(const Shape& s, int threads, const Addresses& inputs, Address dro
 template <class T>
 std::unique_ptr<Reservoirs<T>> make_reservoirs(int unit, int64_t M, int64_t Q, int64_t I, int64_t H, int64_t F,
                                                const Addresses& a) {
-    expect(a, 6);
+    expect(a, 7);
     if (unit < 0 || unit > 2) throw std::invalid_argument("unit: expected 0 (tanh), 1 (relu) or 2 (identity)");
-    if (M < 1 || Q < 1 || I < 0 || H < 1 || F < 1 || (!a[1] && F != H) || H > INT32_MAX)
+    if (M < 1 || Q < 1 || I < 0 || H < 1 || F < 1 || (a[0] ? F != H : !a[1] || !a[2]) || H > INT32_MAX)
         throw std::invalid_argument("sizes out of range");
-    const ReservoirWeights<T> weights{at<const T>(a[0]), at<const int32_t>(a[1]), at<const T>(a[2]),
-                                      at<const T>(a[3]), at<const T>(a[4]),       at<const T>(a[5])};
+    const ReservoirWeights<T> weights{at<const T>(a[0]), at<const float>(a[1]), at<const int32_t>(a[2]),
+                                      at<const T>(a[3]), at<const T>(a[4]),     at<const T>(a[5]),
+                                      at<const T>(a[6])};
     const py::gil_scoped_release release;
     return std::make_unique<Reservoirs<T>>(ReservoirShape{static_cast<Unit>(unit), M, Q, I, H, F}, weights);
 }
@@ -200,10 +201,19 @@ void run_reservoirs(const Reservoirs<T>& reservoirs, int64_t B, int64_t steps, b
     reservoirs.run(call, threads);
 }
 
-void add_gram_at(int64_t S, int64_t n, int64_t Z, Address x, int64_t x_stride, Address gram, int threads) {
-    if (S < 0 || n < 0 || Z < 1 || threads < 1) throw std::invalid_argument("sizes out of range");
+// Arrays: x, y, gram, moment.
+std::unique_ptr<GramSum> make_gram_sum(int64_t S, int64_t n, int64_t Z, int64_t O, int64_t x_stride,
+                                       const Addresses& a) {
+    expect(a, 4);
+    if (S < 0 || n < 0 || Z < 1 || O < 1) throw std::invalid_argument("sizes out of range");
+    const ReadoutRows rows{S, n, Z, O, at<const double>(a[0]), x_stride, at<const double>(a[1])};
+    return std::make_unique<GramSum>(rows, at<double>(a[2]), at<double>(a[3]));
+}
+
+void work_on_gram_sum(GramSum& sum, int threads) {
+    if (threads < 1) throw std::invalid_argument("threads: expected at least one");
     const py::gil_scoped_release release;
-    add_gram(S, n, Z, at<const double>(x), x_stride, at<double>(gram), threads);
+    sum.work(threads);
 }
 
 template <class T>
@@ -290,7 +300,10 @@ PYBIND11_MODULE(_C, m) {
     define_reservoirs<float>(m, "ReservoirsFloat32");
     define_reservoirs<double>(m, "ReservoirsFloat64");
     define_stream(m);
-    m.def("add_gram", &add_gram_at);
+    py::class_<GramSum>(m, "GramSum")
+        .def(py::init(&make_gram_sum), py::arg("S"), py::arg("n"), py::arg("Z"), py::arg("O"), py::arg("x_stride"),
+             py::arg("arrays"))
+        .def("work", &work_on_gram_sum, py::arg("threads"));
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
     m.def("emulated_isas", &emulated_isas);

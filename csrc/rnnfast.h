@@ -180,9 +180,11 @@ struct ReservoirShape {
 
 template <class T>
 struct ReservoirWeights {
-    const T* w;  // (M,H,F)
+    const T* dense;  // (M,H,H) or nullptr
+    // Else: connections of 24 bits, which are half as many bytes a step where T is double.
+    const float* sparse;  // (M,H,F)
     // (M,H/run_length,F), rounded up: where connections start, in [0, H). Connection k into unit j is from unit
-    // (starts[j / run_length, k] + j % run_length) mod H. nullptr: F = H, and w is dense.
+    // (starts[j / run_length, k] + j % run_length) mod H.
     const int32_t* starts;
     const T* w_in;   // (M*Q,H,I)
     const T* bias;   // (M*Q,H)
@@ -230,9 +232,29 @@ private:
     std::unique_ptr<const Packed> packed_;
 };
 
-// gram (S,Z,Z) += X^T X for S matrices X (n,Z), x_stride numbers apart; on and below the diagonal. What is above may
-// change or not. The result does not depend on `threads`.
-void add_gram(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram, int threads);
+// Sums over rows for S linear readouts: X (n,Z), x_stride numbers apart, and one Y (n,O) for all.
+struct ReadoutRows {
+    int64_t S, n, Z, O;
+    const double* x;
+    int64_t x_stride;
+    const double* y;
+};
+
+// gram (S,Z,Z) += X^T X on and below the diagonal, what is above may change or not; moment (S,O,Z) += Y^T X. The result
+// does not depend on who works on it.
+class GramSum {
+public:
+    GramSum(const ReadoutRows& rows, double* gram, double* moment);
+    ~GramSum();
+
+    // Takes part with up to `threads` threads, and returns when all is done. Others may call it too, at any time: who
+    // comes after the end touches neither x nor gram.
+    void work(int threads);
+
+private:
+    struct Run;
+    const std::unique_ptr<Run> run_;
+};
 
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();

@@ -521,20 +521,24 @@ def _arpack_radius(matrix: Any) -> float | None:
     """None where ARPACK does not converge."""
     try:
         from scipy.sparse import csr_array
-        from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigs
     except ImportError as error:
         raise ImportError(
             f"the spectral radius of {matrix.shape[0]} units needs scipy: pip install 'rnnfast[learn]'"
         ) from error
     sparse = csr_array(matrix, dtype=np.float64, copy=True)  # counting sorts its elements in place
-    if sparse.count_nonzero() == 0:
-        return 0.0
-    start = np.random.default_rng(0).standard_normal(matrix.shape[0])
+    return 0.0 if sparse.count_nonzero() == 0 else radius_of_products(sparse)
+
+
+def radius_of_products(operator: Any) -> float | None:
+    """Of what multiplies vectors, a LinearOperator or sparse array of scipy's; None where ARPACK does not converge."""
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigs
+
+    H = operator.shape[0]
+    start = np.random.default_rng(0).standard_normal(H)
     try:
         # The eigenvalues of random matrices fill a disc: some more of them, and more vectors than the default, find
         # its rim sooner.
-        H = matrix.shape[0]
-        values = eigs(sparse, k=4, ncv=min(H, 60), v0=start, return_eigenvectors=False, maxiter=100 * H)
+        values = eigs(operator, k=4, ncv=min(H, 60), v0=start, return_eigenvectors=False, maxiter=100 * H)
     except (ArpackNoConvergence, ArpackError):
         return None
     return np.abs(values).max()

@@ -17,7 +17,7 @@ import torch
 import rnnfast
 from rnnfast import reference
 from rnnfast.reservoir import EchoState, fit_many, predict_many
-from rnnfast.reservoir.weights import RUN, sources
+from rnnfast.reservoir.matrix import RUN, sources
 
 EPSILON = {"float64": 1e-13, "float32": 3e-5}
 
@@ -147,7 +147,8 @@ WEIGHTS = {
     "w_in": "0x1.0e6d354b2c4fcp-2",
     "bias": "0x1.ede60725eb0bcp-1",
     "w_fb": "0x1.6eaa71f73498ap-1",
-    "w": "0x1.d016eb89e51f9p-2",
+    "w": "0x1.ec88f60000000p-1",
+    "radius": "0x1.0fb0e762940dbp+1",
     "starts": [1, 3, 4, 9, 10, 21, 24, 29],
 }
 
@@ -158,7 +159,8 @@ def test_same_seed_same_weights() -> None:
     assert esn.drawn.w_in[0, 0].hex() == WEIGHTS["w_in"]
     assert esn.drawn.bias[0].hex() == WEIGHTS["bias"]
     assert esn.drawn.w_fb[0, 0].hex() == WEIGHTS["w_fb"]
-    assert esn.drawn.w[39, 7].hex() == WEIGHTS["w"]
+    assert float(esn.drawn.w[39, 7]).hex() == WEIGHTS["w"]
+    assert esn.drawn.radius.hex() == WEIGHTS["radius"]
     assert esn.drawn.starts[0].tolist() == WEIGHTS["starts"]
     other = EchoState(3, 40, 2, density=0.2, seed=7)
     assert np.array_equal(esn.drawn.w, other.drawn.w)  # whatever it is connected to
@@ -193,7 +195,7 @@ def test_connections(H: int, fan_in: int) -> None:
     assert from_units.shape == (H, fan_in) and from_units.min() >= 0 and from_units.max() < H
     assert all(len(set(row)) == fan_in for row in from_units)
     dense = np.zeros((H, H))
-    np.put_along_axis(dense, from_units, 0.9 * esn.drawn.w, axis=1)
+    np.put_along_axis(dense, from_units, 0.9 / esn.drawn.radius * esn.drawn.w.astype(np.float64), axis=1)
     assert np.array_equal(dense, esn.W_.toarray())
     assert len(esn.drawn.starts) == -(-H // RUN)
 
@@ -218,12 +220,13 @@ def test_long_series_in_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None
     x, y = data(3000)
     whole = make(NETWORKS[2]).fit(x, y)
     monkeypatch.setattr("rnnfast.reservoir.ensemble.CHUNK_BYTES", 1)
+    monkeypatch.setattr("rnnfast.reservoir.ensemble.MOST_BYTES", 1)
     largest = []
     run = rnnfast.reservoir.bank.Bank.drive
 
-    def watched(self, u, h, states, noise=None):
+    def watched(self, u, h, states, *rest, **more):
         largest.append(states.shape[2])
-        run(self, u, h, states, noise)
+        run(self, u, h, states, *rest, **more)
 
     monkeypatch.setattr("rnnfast.reservoir.bank.Bank.drive", watched)
     parts = make(NETWORKS[2]).fit(x, y)

@@ -212,7 +212,7 @@ template <class T>
 struct SparseReservoirStep {
     int64_t rows, H, F;
     int64_t vector0, vector1;
-    const T* w;                 // (H/V,F,V), units that fill up the last vector have zeros
+    const float* w;             // (H/run_length,F,run_length), units that fill up the last run have zeros
     const int32_t* starts;      // (H/run_length,F)
     const T* const* ring_prev;  // rows (H + run_length): h_prev, and again from its start on
     T* const* ring;             // rows (H + run_length): h likewise
@@ -224,7 +224,7 @@ template <class T>
 struct WideReservoirStep {
     int64_t rows, H, F;
     int64_t vector0, vector1;  // of units
-    const T* w;                // (H/V,F,V)
+    const float* w;            // (H/run_length,F,run_length)
     const int32_t* starts;     // (H/run_length,F)
     const T* across_prev;      // (H + run_length,stride): h_prev, and again from its start on; finite where no row is
     T* across;                 // (H + run_length,stride): h likewise

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <random>
 #include <stdexcept>
+#include <thread>
 
 #include "larger.h"
 #include "rnnfast.h"
@@ -51,12 +52,15 @@ using Numbers = std::vector<T>;
 template <class T>
 struct Arrays {
     Numbers<T> w, w_in, bias, leak, scale, x, noise, h, states, b_out, w_x, w_h, y0, y;
+    std::vector<float> sparse;  // w, with 24 bits, where F < H
     std::vector<int32_t> starts;
     bool wants_states;
 
     explicit Arrays(const Case& c) : wants_states(c.gap >= 0) {
         const int64_t S = c.M * c.Q, sequences = (c.shared_x ? 1 : S) * c.B, rows = S * c.B * c.T;
         w = draw(c.M * c.H * c.F, 1 / std::sqrt(double(c.F)));
+        sparse = std::vector<float>(w.begin(), w.end());
+        if (c.F < c.H) w = Numbers<T>(sparse.begin(), sparse.end());
         if (c.F < c.H) {
             starts.resize(c.M * ((c.H + run_length - 1) / run_length) * c.F);
             for (int32_t& start : starts) start = std::uniform_int_distribution<int32_t>(0, int32_t(c.H) - 1)(random);
@@ -73,8 +77,8 @@ struct Arrays {
     }
 
     void run(const Case& c, int threads) {
-        const Reservoirs<T> reservoirs(c.shape(), {w.data(), starts.empty() ? nullptr : starts.data(), w_in.data(),
-                                                   bias.data(), leak.data(), scale.data()});
+        const Reservoirs<T> reservoirs(c.shape(), {starts.empty() ? w.data() : nullptr, sparse.data(), starts.data(),
+                                                   w_in.data(), bias.data(), leak.data(), scale.data()});
         reservoirs.run({c.B, c.T, x.data(), c.shared_x, c.noise ? noise.data() : nullptr, h.data(),
                         wants_states ? states.data() : nullptr, c.H + c.gap, c.O, c.E, b_out.data(), w_x.data(),
                         w_h.data(), y0.data(), y.data()},
@@ -190,12 +194,17 @@ void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
     std::mt19937 random(1);
     std::normal_distribution<double> normal;
     const int64_t stride = n * Z + 3;
-    std::vector<double> x((S - 1) * stride + n * Z), gram(S * Z * Z), one;
-    for (double& value : x) value = normal(random);
-    for (double& value : gram) value = normal(random);
-    const std::vector<double> before = one = gram;
-    add_gram(S, n, Z, x.data(), stride, gram.data(), threads);
-    add_gram(S, n, Z, x.data(), stride, one.data(), 1);
+    constexpr int64_t O = 2;
+    std::vector<double> x((S - 1) * stride + n * Z), y(n * O), gram(S * Z * Z), moment(S * O * Z), one, moment_of_one;
+    for (std::vector<double>* const all : {&x, &y, &gram, &moment})
+        for (double& value : *all) value = normal(random);
+    const std::vector<double> before = one = gram, moment_before = moment_of_one = moment;
+    const ReadoutRows rows{S, n, Z, O, x.data(), stride, y.data()};
+    GramSum sum_of_some(rows, gram.data(), moment.data());
+    std::thread helper([&] { sum_of_some.work(1); });
+    sum_of_some.work(threads);
+    helper.join();
+    GramSum(rows, one.data(), moment_of_one.data()).work(1);
     double error = 0;
     for (int64_t s = 0; s < S; ++s)
         for (int64_t i = 0; i < Z; ++i)
@@ -204,8 +213,14 @@ void check_gram(int64_t S, int64_t n, int64_t Z, int threads) {
                 for (int64_t k = 0; k < n; ++k) sum += x[s * stride + k * Z + i] * x[s * stride + k * Z + j];
                 error = larger(error, std::abs(sum - gram[(s * Z + i) * Z + j]));
             }
+    for (int64_t s = 0; s < S; ++s)
+        for (int64_t i = 0; i < O * Z; ++i) {
+            double sum = moment_before[s * O * Z + i];
+            for (int64_t k = 0; k < n; ++k) sum += y[k * O + i / Z] * x[s * stride + k * Z + i % Z];
+            error = larger(error, std::abs(sum - moment[s * O * Z + i]));
+        }
     expect(error <= 1e-14 * double(n + 10), "Gram matrix", "", 8, threads, error);
-    expect(gram == one, "Gram matrix of one thread", "", 8, threads, 0);
+    expect(gram == one && moment == moment_of_one, "Gram matrix of one thread", "", 8, threads, 0);
 }
 
 }  // namespace

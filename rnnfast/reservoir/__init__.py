@@ -1,6 +1,7 @@
 """Echo state networks on the compiled reservoir kernels.
 
 guard.py      what the functions run under: traced graphs, autocast, forked processes
+matrix.py     the recurrent matrix, its runs of connections
 weights.py    the random weights
 bank.py       the kernels: any number of reservoirs of the same size at once
 readout.py    ridge regression and recursive least squares

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rnnfast import _C
 from rnnfast.reservoir.guard import untraced
-from rnnfast.reservoir.weights import matrix
+from rnnfast.reservoir.matrix import matrix
 
 UNITS = {"tanh": 0, "relu": 1, "identity": 2}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -26,7 +26,7 @@ DENSE_FROM = 0.5
 
 
 class Matrix(NamedTuple):
-    """A recurrent matrix as in weights.Drawn."""
+    """A recurrent matrix as in weights.Drawn; float32 where it is sparse."""
 
     w: np.ndarray  # (H,F)
     starts: np.ndarray | None  # (H/RUN,F)
@@ -62,17 +62,20 @@ class Bank:
     @untraced
     def __init__(self, unit: str, dtype: torch.dtype, matrices: Sequence[Matrix], inputs: Sequence[Inputs]) -> None:
         self.dtype = dtype
-        self.H, F = matrices[0].w.shape
+        self.H, self.F = matrices[0].w.shape
         self.I = inputs[0].w_in.shape[1]
         self.S = len(inputs)
         numbers = np.float32 if dtype == torch.float32 else np.float64
-        dense = matrices[0].starts is None or F >= DENSE_FROM * self.H
-        w = _stack([_dense(m) if dense else m.w for m in matrices], numbers)
+        dense = matrices[0].starts is None or self.F >= DENSE_FROM * self.H
+        w = _stack([_dense(m) for m in matrices], numbers) if dense else None
+        sparse = None if dense else _stack([m.w for m in matrices], np.float32)
         starts = None if dense else _stack([m.starts for m in matrices if m.starts is not None], np.int32)
-        arrays = [w, starts, *[_stack(part, numbers) for part in zip(*inputs, strict=True)]]
+        arrays = [w, sparse, starts, *[_stack(part, numbers) for part in zip(*inputs, strict=True)]]
         addresses = [0 if a is None else a.ctypes.data for a in arrays]  # the core copies from there
         M = len(matrices)
-        self._core = _RESERVOIRS[dtype](UNITS[unit], M, self.S // M, self.I, self.H, w.shape[2], addresses)
+        self._core = _RESERVOIRS[dtype](
+            UNITS[unit], M, self.S // M, self.I, self.H, self.H if dense else self.F, addresses
+        )
 
     def is_serial(self, B: int) -> bool:
         """Does a run of B sequences leave all threads but one idle?"""
@@ -80,7 +83,9 @@ class Bank:
         return threads > 1 and self._core.threads_for(B, threads) == 1
 
     @untraced
-    def drive(self, u: Tensor, h: Tensor, states: Tensor, noise: Tensor | None = None) -> None:
+    def drive(
+        self, u: Tensor, h: Tensor, states: Tensor, noise: Tensor | None = None, threads: int | None = None
+    ) -> None:
         """Run with given inputs.
 
         Args:
@@ -88,6 +93,7 @@ class Bank:
             h: (S,B,H) state before the first step; in place, that after the last one.
             states: (S,B,T,H), out: h_t. Rows may lie apart, as a part of the columns of a wider array.
             noise: (S,B,T,H), added to h_t.
+            threads: as many as torch's unless it is said.
         """
         S, B, T, H = states.shape
         if states.numel() == 0:  # nothing to run, and no address
@@ -102,7 +108,7 @@ class Bank:
         if noise is not None:
             self._check("noise", noise, (S, B, T, H))
         arrays = [u.data_ptr(), 0 if noise is None else noise.data_ptr(), h.data_ptr(), states.data_ptr(), *[0] * 5]
-        self._core.run(B, T, u.dim() == 3, stride, 0, 0, arrays, torch.get_num_threads())
+        self._core.run(B, T, u.dim() == 3, stride, 0, 0, arrays, threads or torch.get_num_threads())
 
     @untraced
     def loop(self, x: Tensor, h: Tensor, y0: Tensor, readouts: Readouts) -> Tensor:
@@ -141,6 +147,23 @@ class Bank:
                 f"{name}: expected a dense {self.dtype} {shape} on the CPU, got {tensor.dtype} {tuple(tensor.shape)}, "
                 f"strides {tensor.stride()}, on {tensor.device}"
             )
+
+
+def products(m: Matrix) -> Any:
+    """A sparse matrix as a scipy.sparse.linalg.LinearOperator on the kernel: linear units hold W h after one step."""
+    from scipy.sparse.linalg import LinearOperator
+
+    H = len(m.w)
+    bank = Bank("identity", torch.float64, [m], [Inputs(np.zeros((H, 0)), np.zeros(H), 1.0, 1.0)])
+    u = torch.empty(1, 1, 0, dtype=torch.float64, device="cpu")
+    h, states = u.new_empty(1, 1, H), u.new_empty(1, 1, 1, H)
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        h[0, 0] = torch.from_numpy(vector)
+        bank.drive(u, h, states)
+        return states.numpy().reshape(H)
+
+    return LinearOperator((H, H), product, dtype=np.float64)
 
 
 def _stack(arrays: Sequence[Any], dtype: type) -> np.ndarray:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +24,13 @@ from rnnfast.reservoir.weights import noise_generator
 
 Networks = TypeVar("Networks", bound=Sequence[Network])
 
-CHUNK_BYTES = 4 << 20  # of features (S,B,t,Z) held at a time: in the cache when they are multiplied
+# Features (S,B,t,Z) held at a time: in the cache when they are multiplied, and so many rows that the Gram matrix, which
+# every product reads and writes, is not what takes the time.
+CHUNK_BYTES, MOST_BYTES = 2 << 20, 16 << 20
+CHUNK_ROWS = 512
+
+# Cycles of a vector of units for each connection and for the rest, and of a vector of a row of the Gram matrix.
+CONNECTION, UNIT, GRAM = 2.5, 25, 0.5
 
 _SHARED = ("input_size", "reservoir_size", "output_size", "fan_in", "topology", "unit", "dtype", "has_feedback")
 
@@ -56,6 +63,7 @@ class Ensemble:
         self.I, self.H, self.O = first.input_size, first.reservoir_size, first.output_size
         self.feedback = first.has_feedback
         matrices = [Matrix(weights.w, weights.starts) for weights in drawn]
+        self.ahead: Executor | None = None  # the thread that runs the reservoir one part ahead, while there is one
         self.bank = Bank(first.unit, self.dtype, matrices, [_inputs(network) for network in self.networks])
 
     @property
@@ -67,16 +75,23 @@ class Ensemble:
         return 1 + self.I + self.H
 
     def features(
-        self, batch: Batch, h: Tensor, y: Tensor, noise: Sequence[np.random.Generator] | None = None
+        self,
+        batch: Batch,
+        h: Tensor,
+        y: Tensor,
+        noise: Sequence[np.random.Generator] | None = None,
+        summed: bool = False,
     ) -> Iterator[tuple[Tensor, slice]]:
         """Rows [1, x_t, h_t] of some steps at a time, (S,B,t,Z), and which steps these are.
 
         h (S,B,H), state before the first step; in place, that after the last step once all have been given. y (B,O),
-        the output before the first step. Memory is used again for later steps. Where the reservoir keeps a single
-        thread busy, it runs one part ahead in a thread of its own.
+        the output before the first step. `summed`: a Gram matrix is summed up from them. Memory is used again for later
+        steps. Where the reservoir keeps a single thread busy, it runs one part ahead in a thread of its own.
         """
         B, T = batch.x.shape[:2]
-        size = max(16, CHUNK_BYTES // (self.S * max(1, B) * self.Z * h.element_size()))
+        step = self.S * max(1, B) * self.Z * h.element_size()  # bytes
+        size = max(16, CHUNK_BYTES // step, min(CHUNK_ROWS // max(1, B), MOST_BYTES // step))
+        runs_ahead = size < T and self._runs_ahead(B, summed)
         memory = [h.new_empty(self.S, B, min(T, size), self.Z) for _ in range(1 if size >= T else 2)]
 
         def run(steps: slice) -> tuple[Tensor, slice]:
@@ -87,19 +102,36 @@ class Ensemble:
             X[..., 0] = 1
             X[..., 1 : 1 + self.I] = x
             u = x if batch.y is None or not self.feedback else torch.cat([x, _before(batch.y, steps, y)], 2)
-            self.bank.drive(u, h, X[..., 1 + self.I :], self._noise(noise, X))
+            self.bank.drive(u, h, X[..., 1 + self.I :], self._noise(noise, X), threads=1 if runs_ahead else None)
             return X, steps
 
         parts = chunks(T, size)
-        if size >= T or not self.bank.is_serial(B):
+        if not runs_ahead:
             yield from map(run, parts)
             return
-        with ThreadPoolExecutor(1) as ahead:
+        with self._one_ahead() as ahead:
             coming = ahead.submit(run, next(parts))
             for steps in parts:
                 given, coming = coming.result(), ahead.submit(run, steps)
                 yield given
             yield coming.result()
+
+    def _runs_ahead(self, B: int, summed: bool) -> bool:
+        """Is one thread for the reservoir, and for the others what is done with its states, at least as fast as all of
+        them for the one and then for the other? So no step ends with a barrier."""
+        threads = torch.get_num_threads()
+        if threads == 1 or self.bank.is_serial(B):
+            return threads > 1
+        step, sums = CONNECTION * self.bank.F + UNIT, GRAM * self.Z  # of a vector of units
+        return summed and self.S * B == 1 and sums >= (threads - 1) * step
+
+    @contextmanager
+    def _one_ahead(self) -> Iterator[Executor]:
+        with ThreadPoolExecutor(1) as self.ahead:
+            try:
+                yield self.ahead
+            finally:
+                self.ahead = None
 
     def _noise(self, generators: Sequence[np.random.Generator] | None, X: Tensor) -> Tensor | None:
         """(S,B,t,H), whatever the number of steps t at a time; None if no network has any."""
@@ -119,7 +151,9 @@ class Ensemble:
         for batch in data:
             assert batch.y is not None
             self.h, self.y = _rest(self, batch), batch.y
-            for X, steps in self.features(batch, self.h, batch.y.new_zeros(len(batch.y), self.O), generators):
+            for X, steps in self.features(
+                batch, self.h, batch.y.new_zeros(len(batch.y), self.O), generators, summed=True
+            ):
                 first = min(max(0, washout - steps.start), X.shape[2])
                 if first < X.shape[2]:
                     yield (
@@ -143,7 +177,7 @@ def _inputs(network: Network) -> Inputs:
     w_in = network.drawn.w_in * np.asarray(network.input_scale)
     if network.has_feedback:
         w_in = np.concatenate([w_in, network.feedback * network.drawn.w_fb], 1)
-    return Inputs(w_in, network.bias_scale * network.drawn.bias, network.leak, network.spectral_radius)
+    return Inputs(w_in, network.bias_scale * network.drawn.bias, network.leak, network._scale)
 
 
 @public
@@ -185,7 +219,7 @@ def fit_many(
     steps = _Progress(progress)
     sums = _sums_before(ensemble) if warm_start else Sums.zeros(ensemble.S, ensemble.Z, ensemble.O)
     for X, Y in steps(ensemble.rows(data, washout, noise=True), "fit"):
-        sums.add(X, Y)
+        sums.add(X, Y, ensemble.ahead)
     h, last = ensemble.h, ensemble.y
     if len(ridges) == 1:
         best, errors = ridges.expand(ensemble.S), None

@@ -19,8 +19,9 @@ from rnnfast.init import spectral_radius
 from rnnfast.reservoir.bank import DTYPES, UNITS
 from rnnfast.reservoir.data import Kind
 from rnnfast.reservoir.guard import public
+from rnnfast.reservoir.matrix import matrix
 from rnnfast.reservoir.readout import Sums
-from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw, matrix
+from rnnfast.reservoir.weights import TOPOLOGIES, Drawn, draw
 
 Self = TypeVar("Self", bound="Network")
 
@@ -119,7 +120,12 @@ class Network:
     @property
     def W_(self) -> Any:
         """(H,H) recurrent weights: scipy.sparse.csr_array, or NumPy where every unit hears every unit."""
-        return matrix(self.drawn.w * self.spectral_radius, self.drawn.starts)
+        return matrix(self.drawn.w.astype(np.float64) * self._scale, self.drawn.starts)
+
+    @property
+    def _scale(self) -> float:
+        """Of the recurrent weights as they were drawn."""
+        return self.spectral_radius / self.drawn.radius
 
     @property
     def W_in_(self) -> np.ndarray:

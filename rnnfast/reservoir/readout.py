@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,10 @@ except ImportError:  # then from all rows at once, at far greater cost
 
 
 class Sums(NamedTuple):
-    """All that ridge regression needs of the data, however long: X^T X and X^T Y in float64."""
+    """All that ridge regression needs of the data, however long: X^T X and Y^T X in float64."""
 
     gram: Tensor  # (S,Z,Z), lower triangle; what is above is not to be used
-    moment: Tensor  # (S,Z,O)
+    moment: Tensor  # (S,O,Z)
     rows: list[int]  # [1] how many
 
     @classmethod
@@ -40,16 +41,20 @@ class Sums(NamedTuple):
     @classmethod
     def zeros(cls, S: int, Z: int, O: int) -> Sums:  # noqa: E741
         gram = torch.zeros(S, Z, Z, dtype=torch.float64, device="cpu")
-        return cls(gram, gram.new_zeros(S, Z, O), [0])
+        return cls(gram, gram.new_zeros(S, O, Z), [0])
 
     @untraced
-    def add(self, X: Tensor, Y: Tensor) -> None:
-        """X (S,n,Z), Y (n,O), float64."""
+    def add(self, X: Tensor, Y: Tensor, helper: Executor | None = None) -> None:
+        """X (S,n,Z), Y (n,O), float64. A thread of `helper` counts as one of torch's, and joins in once it is free."""
         S, n, Z = X.shape
         if X.stride()[1:] != (Z, 1):
             X = X.contiguous()
-        _C.add_gram(S, n, Z, X.data_ptr(), X.stride(0), self.gram.data_ptr(), torch.get_num_threads())
-        self.moment.baddbmm_(X.mT, Y.expand(len(X), -1, -1))
+        Y = Y.contiguous()
+        arrays = [array.data_ptr() for array in (X, Y, self.gram, self.moment)]
+        gram = _C.GramSum(S, n, Z, Y.shape[1], X.stride(0), arrays)
+        if helper:
+            helper.submit(gram.work, 1)
+        gram.work(max(1, torch.get_num_threads() - (helper is not None)))
         self.rows[0] += len(Y)
 
 
@@ -73,7 +78,7 @@ def solve(sums: Sums, ridges: Tensor) -> Tensor:
             f"the Gram matrix of {Z} features from {sums.rows[0]} rows is singular with ridge={ridge:g}: "
             "give more data or a larger ridge"
         )
-    return torch.cholesky_solve(sums.moment, factor).mT.contiguous()
+    return torch.cholesky_solve(sums.moment.mT, factor).mT.contiguous()
 
 
 class LeaveOneOut:
@@ -87,7 +92,7 @@ class LeaveOneOut:
         values, self.vectors = torch.linalg.eigh(sums.gram)  # (S,Z), (S,Z,Z); eigh reads the lower triangle
         self.inverse = 1 / (values.clamp_min(0)[:, None] + ridges[:, None])  # (S,K,Z)
         self.inverse[~torch.isfinite(self.inverse)] = 0
-        self.moment = self.vectors.mT @ sums.moment  # (S,Z,O)
+        self.moment = self.vectors.mT @ sums.moment.mT  # (S,Z,O)
         self.errors = self.inverse.new_zeros(self.inverse.shape[:2])  # (S,K)
 
     def add(self, X: Tensor, Y: Tensor) -> None:

@@ -2,32 +2,34 @@
 
 Dims: I inputs, H reservoir units, O outputs, F fan-in (recurrent connections into each unit).
 
-Sparse connections come in runs: 16 neighbouring units hear, with weights of their own, 16 neighbours each time. Every
-unit has the same number of sources, all different, and every unit is as likely as any other to be one. That is as good
-a random graph for the purpose, and the kernel loads a vector of sources at once where it would have to gather.
+Every unit has the same number of sources, all different, and every unit is as likely as any other to be one; matrix.py
+says how connections lie.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from rnnfast.init import spectral_radius
+from rnnfast.init import radius_of_products, spectral_radius
+from rnnfast.reservoir.bank import Matrix, products
 from rnnfast.reservoir.guard import untraced
+from rnnfast.reservoir.matrix import RUN, matrix
 
 Array = np.ndarray
 
 RADIUS_DIGITS = 10
+OWN_PRODUCTS_FROM = 80_000  # connections; of fewer scipy's product costs less than a call of the kernel from Python
 NOISE_STREAM = 5  # of a seed; those before are the weights'
-RUN = 16  # neighbouring units that hear neighbouring units; csrc/unit.h
 
 
 class Drawn(NamedTuple):
-    """Weights before scaling: w has the spectral radius 1, all others are uniform on [-1, 1)."""
+    """Weights before scaling, uniform on [-1, 1)."""
 
-    w: Array  # (H,F) recurrent, into each unit
-    starts: Array | None  # (H/RUN,F) int32, where the connections come from, see sources(); None: F = H, every unit
+    w: Array  # (H,F) recurrent, into each unit; float32: sparse reservoirs in float64 read half as many bytes a step
+    radius: float  # spectral radius of w
+    starts: Array | None  # (H/RUN,F) int32, where connections come from, see matrix.sources(); None: F = H, every unit
     w_in: Array  # (H,I)
     bias: Array  # (H,)
     w_fb: Array  # (H,O)
@@ -42,8 +44,8 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn
     alone and all weights are 1 or -1.
 
     Every part has a PCG64 stream of its own, spawned from `seed`, so that the recurrent matrix does not change with the
-    number of inputs. Only uniform numbers are used: they are the generator's bits times 2^-53, the same on every
-    machine, which numbers through log or exp need not be.
+    number of inputs. Only uniform numbers are used: they are the generator's bits times 2^-53, the recurrent ones
+    rounded to 24 bits, the same on every machine, which numbers through log or exp need not be.
     """
     w_stream, start_stream, in_stream, bias_stream, fb_stream = (
         np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(5)
@@ -51,12 +53,14 @@ def draw(seed: int, I: int, H: int, O: int, fan_in: int, topology: str) -> Drawn
     starts: Array | None
     if topology == "cycle":
         starts = ((np.arange(0, H, RUN) - 1) % H).astype(np.int32)[:, None]
-        w = np.sign(_uniform(w_stream, (H, 1)))  # the H-th power of W is 1 or -1: so all eigenvalues have modulus 1
+        w = np.sign(_uniform(w_stream, (H, 1))).astype(np.float32)
+        radius = 1.0  # the H-th power of W is 1 or -1: so all eigenvalues have modulus 1
     else:
         starts = None if fan_in == H else _choose_starts(start_stream, H, fan_in)
-        w = _uniform(w_stream, (H, fan_in))
-        w /= _rounded(spectral_radius(matrix(w, starts)))
-    return Drawn(w, starts, _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O)))
+        w = _uniform(w_stream, (H, fan_in)).astype(np.float32)
+        radius = _rounded(_radius(w, starts))
+    others = _uniform(in_stream, (H, I)), _uniform(bias_stream, (H,)), _uniform(fb_stream, (H, O))
+    return Drawn(w, radius, starts, *others)
 
 
 def noise_generator(seed: int) -> np.random.Generator:
@@ -75,22 +79,12 @@ def _choose_starts(stream: np.random.Generator, H: int, fan_in: int) -> Array:
     return np.sort(np.argpartition(keys, fan_in, axis=1)[:, :fan_in], axis=1).astype(np.int32)
 
 
-def sources(H: int, starts: Array) -> Array:
-    """(H,F) where the connections into each unit come from. Run r of units, j = r RUN + l, hears the runs of units that
-    begin at starts[r]: w[j,k] leads from unit (starts[r,k] + l) mod H to unit j."""
-    run, place = np.divmod(np.arange(H), RUN)
-    return (starts[run] + place[:, None]) % H
-
-
-@untraced
-def matrix(w: Array, starts: Array | None) -> Any:
-    """The recurrent matrix (H,H): a scipy.sparse.csr_array, or `w` itself if it is dense."""
-    if starts is None:
-        return w
-    from scipy.sparse import csr_array
-
-    H, F = w.shape
-    return csr_array((w.ravel(), sources(H, starts).ravel(), np.arange(0, H * F + 1, F)), shape=(H, H))
+def _radius(w: Array, starts: Array | None) -> float:
+    """The spectral radius; of large sparse matrices by the reservoir's own products."""
+    found = None
+    if starts is not None and w.size >= OWN_PRODUCTS_FROM:
+        found = radius_of_products(products(Matrix(w, starts)))
+    return spectral_radius(matrix(w.astype(np.float64), starts)) if found is None else found
 
 
 def _rounded(radius: float) -> float:

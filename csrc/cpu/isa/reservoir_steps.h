@@ -38,57 +38,78 @@ void dense_reservoir_step(const DenseReservoirStep<T>& s) {
                                   });
 }
 
-// sums[v] of unit vectors v0 + v: sum_k w[k] * h[starts[k] + place of the unit in its run].
-template <class T, int NV>
-inline void run_sums(const SparseReservoirStep<T>& s, int64_t v0, const T* h, Vec<T>* sums) {
-    constexpr int V = lanes_of<T>, vectors_in_run = run_length / V;
-    const T *w[NV], *source[NV];
-    const int32_t* starts[NV];
-    Vec<T> sum[NV] = {};
-    for (int v = 0; v < NV; ++v) {
-        w[v] = s.w + (v0 + v) * s.F * V;
-        source[v] = h + (v0 + v) % vectors_in_run * V;
-        starts[v] = s.starts + (v0 + v) / vectors_in_run * s.F;
+template <class T>
+constexpr int run_vectors = run_length / lanes_of<T>;
+// Sums that registers hold at once, and the runs that they are of.
+constexpr int sums_at_once = RNNFAST_VECTOR_BYTES == 64 ? 8 : 4;
+template <class T>
+constexpr int max_runs = sums_at_once > run_vectors<T> ? sums_at_once / run_vectors<T> : 1;
+
+// sums[i] of vector i of runs r0, r0 + 1, ...: sum_k w[k] * h[starts[k] + place of the unit in its run].
+template <class T, int NR>
+inline void run_sums(const SparseReservoirStep<T>& s, int64_t r0, const T* h, Vec<T>* sums) {
+    constexpr int V = lanes_of<T>, NV = run_vectors<T>;
+    const float* w[NR];
+    const int32_t* starts[NR];
+    Vec<T> sum[NR][NV] = {};
+    for (int r = 0; r < NR; ++r) {
+        w[r] = s.w + (r0 + r) * s.F * run_length;
+        starts[r] = s.starts + (r0 + r) * s.F;
     }
     for (int64_t k = 0; k < s.F; ++k)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[v] += load(w[v] + k * V) * load(source[v] + starts[v][k]);
-    for (int v = 0; v < NV; ++v) sums[v] = sum[v];
+#pragma GCC unroll 8
+        for (int r = 0; r < NR; ++r) {
+            const T* from = h + starts[r][k];
+#pragma GCC unroll 8
+            for (int v = 0; v < NV; ++v)
+                sum[r][v] += load_floats<T>(w[r] + k * run_length + v * V) * load(from + v * V);
+        }
+    for (int r = 0; r < NR; ++r)
+        for (int v = 0; v < NV; ++v) sums[r * NV + v] = sum[r][v];
 }
 
 template <class T>
 using RunSums = void (*)(const SparseReservoirStep<T>&, int64_t, const T*, Vec<T>*);
 
-template <class T>
-constexpr RunSums<T> run_sums_of[max_tile_vectors] = {run_sums<T, 1>, run_sums<T, 2>, run_sums<T, 3>, run_sums<T, 4>};
+template <class T, int NR = max_runs<T>>
+RunSums<T> run_sums_of(int runs) {
+    if constexpr (NR > 1)
+        if (runs < NR) return run_sums_of<T, NR - 1>(runs);
+    return run_sums<T, NR>;
+}
 
+// Runs r0 to r0 + count; of those at the ends of what is asked for only the vectors that are.
 template <class T>
-void sparse_reservoir_step(const SparseReservoirStep<T>& s) {
-    constexpr int V = lanes_of<T>;
-    for (int64_t v0 = s.vector0; v0 < s.vector1; v0 += max_tile_vectors) {
-        const int vectors = int(s.vector1 - v0 < max_tile_vectors ? s.vector1 - v0 : max_tile_vectors);
-        for (int64_t r = 0; r < s.rows; ++r) {
-            Vec<T> sums[max_tile_vectors];
-            run_sums_of<T>[vectors - 1](s, v0, s.ring_prev[r], sums);
-            for (int v = 0; v < vectors; ++v) {
-                const int64_t j = (v0 + v) * V;
-                const int n = int(s.H - j < V ? s.H - j : V);
-                const Vec<T> h = leaky_units<T>(s.leaky, r, j, n, sums[v]);
-                const int64_t size = s.H + run_length;
-                for (int64_t to = j; to < size; to += s.H) store(s.ring[r] + to, h, int(size - to < n ? size - to : n));
-            }
+void step_runs(const SparseReservoirStep<T>& s, int64_t r0, int count) {
+    constexpr int V = lanes_of<T>, NV = run_vectors<T>;
+    const int64_t first = r0 * NV, size = s.H + run_length;
+    for (int64_t r = 0; r < s.rows; ++r) {
+        Vec<T> sums[max_runs<T> * NV];
+        run_sums_of<T>(count)(s, r0, s.ring_prev[r], sums);
+        for (int64_t v = first > s.vector0 ? first : s.vector0; v < first + count * NV && v < s.vector1; ++v) {
+            const int64_t j = v * V;
+            const int n = int(s.H - j < V ? s.H - j : V);
+            const Vec<T> h = leaky_units<T>(s.leaky, r, j, n, sums[v - first]);
+            for (int64_t to = j; to < size; to += s.H) store(s.ring[r] + to, h, int(size - to < n ? size - to : n));
         }
     }
 }
 
-// sums[v] = sum_k w[k * V] * h[starts[k]][v], rows of h `stride` apart
+template <class T>
+void sparse_reservoir_step(const SparseReservoirStep<T>& s) {
+    const int64_t end = (s.vector1 + run_vectors<T> - 1) / run_vectors<T>;
+    for (int64_t r0 = s.vector0 / run_vectors<T>; r0 < end; r0 += max_runs<T>)
+        step_runs(s, r0, int(end - r0 < max_runs<T> ? end - r0 : max_runs<T>));
+}
+
+// sums[v] = sum_k w[k * run_length] * h[starts[k]][v], rows of h `stride` apart
 template <class T, int NV>
-inline void sums_across(int64_t F, const T* w, const int32_t* starts, const T* h, int64_t stride, T* sums) {
+inline void sums_across(int64_t F, const float* w, const int32_t* starts, const T* h, int64_t stride, T* sums) {
     constexpr int V = lanes_of<T>;
     Vec<T> sum[NV] = {};
     for (int64_t k = 0; k < F; ++k) {
         const T* row = h + starts[k] * stride;
-        const Vec<T> weight = splat(w[k * V]);
+        const Vec<T> weight = splat(T(w[k * run_length]));
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) sum[v] += weight * load(row + v * V);
     }
@@ -96,7 +117,7 @@ inline void sums_across(int64_t F, const T* w, const int32_t* starts, const T* h
 }
 
 template <class T>
-using SumsAcross = void (*)(int64_t, const T*, const int32_t*, const T*, int64_t, T*);
+using SumsAcross = void (*)(int64_t, const float*, const int32_t*, const T*, int64_t, T*);
 
 template <class T>
 constexpr SumsAcross<T> sums_across_of[max_tile_vectors] = {sums_across<T, 1>, sums_across<T, 2>, sums_across<T, 3>,
@@ -111,12 +132,13 @@ void wide_reservoir_step(const WideReservoirStep<T>& s) {
         const int n = int(s.H - j < V ? s.H - j : V);
         const T* h = s.across_prev + j % run_length * s.stride;
         const int32_t* starts = s.starts + j / run_length * s.F;
+        const float* w = s.w + j / run_length * s.F * run_length + j % run_length;
         for (int64_t row0 = 0; row0 < s.rows; row0 += most) {
             const int64_t row1 = s.rows < row0 + most ? s.rows : row0 + most;
             T block[V][most];  // (units, rows), sums and then states
             for (int i = 0; i < n; ++i)
-                sums_across_of<T>[(row1 - row0 - 1) / V](s.F, s.w + j* s.F + i, starts, h + i* s.stride + row0,
-                                                         s.stride, block[i]);
+                sums_across_of<T>[(row1 - row0 - 1) / V](s.F, w + i, starts, h + i* s.stride + row0, s.stride,
+                                                         block[i]);
             for (int64_t r = row0; r < row1; ++r) {
                 Vec<T> sum = {};
                 for (int i = 0; i < n; ++i) sum[i] = block[i][r - row0];

@@ -125,6 +125,26 @@ inline Vec<float> reversed(Vec<float> v) {
     return __builtin_shuffle(v, order);
 }
 
+// A vector from as many floats. GCC converts a vector of AVX-512 in two halves unless it is told not to.
+template <class T>
+inline Vec<T> load_floats(const float* p);
+template <>
+inline Vec<float> load_floats<float>(const float* p) {
+    return load(p);
+}
+template <>
+inline Vec<double> load_floats<double>(const float* p) {
+#if RNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif RNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+    Vec<double> v;
+    for (int j = 0; j < lanes_of<double>; ++j) v[j] = p[j];
+    return v;
+#endif
+}
+
 // The sum of all lanes.
 template <class T>
 inline T sum(Vec<T> v) {

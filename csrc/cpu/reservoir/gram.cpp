@@ -1,4 +1,5 @@
 // Sums for a linear readout: X^T X of many rows. Every panel of columns is packed once, and serves as either factor.
+// Threads take panels as they come, whenever they come: the one that has run a reservoir helps with what is left.
 #include <algorithm>
 #include <atomic>
 
@@ -8,45 +9,42 @@
 #include "../runtime/threads.h"
 
 namespace rnnfast {
-namespace {
 
-class GramRun {
-public:
-    GramRun(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram, int threads)
-        : S(S),
-          n(n),
-          Z(Z),
-          x(x),
-          x_stride(x_stride),
+struct GramSum::Run {
+    Run(const ReadoutRows& of, double* gram, double* moment)
+        : S(of.S),
+          n(of.n),
+          Z(of.Z),
+          O(of.O),
           gram(gram),
-          threads(threads),
           columns(Columns::of_matrix(Z, kernel.lanes, 1)),
-          rows(S * n),
+          tasks(n > 0 ? S * columns.panels : 0),
+          x_rows(S * n),
+          y_columns(O),
+          moment_rows(S * O),
           packed(S * columns.packed(n)) {
         for (int64_t s = 0; s < S; ++s)
-            for (int64_t i = 0; i < n; ++i) rows[s * n + i] = x + s * x_stride + i * Z;
-        everyone.expect(threads);
+            for (int64_t i = 0; i < n; ++i) x_rows[s * n + i] = of.x + s * of.x_stride + i * Z;
+        for (int64_t o = 0; o < O; ++o) y_columns[o] = of.y + o;
+        for (int64_t i = 0; i < S * O; ++i) moment_rows[i] = moment + i * Z;
     }
 
-    bool run() {
-        return run_parallel(threads, [this](int) { work(); });
+    void work() {
+        for (int64_t i; (i = next_pack++) < tasks; ++packs_done) pack(i % S, i / S);
+        wait_until([this] { return packs_done.load() == tasks; });
+        // the last panels first: they have the most to their left
+        for (int64_t i; (i = next_product++) < tasks; ++products_done) multiply(i % S, columns.panels - 1 - i / S);
+        wait_until([this] { return products_done.load() == tasks; });
     }
 
 private:
-    void work() {
-        const int64_t tasks = S * columns.panels;
-        for (int64_t i; (i = next_pack++) < tasks;) {
-            const int64_t s = i / columns.panels, panel = i % columns.panels;
-            kernel.pack_rows(columns, n, rows.get() + s * n, panel, panel + 1, of(s));
-        }
-        everyone.wait();
-        // the last panels first: they have the most to their left
-        for (int64_t i; (i = next_product++) < tasks;) multiply(i % S, columns.panels - 1 - i / S);
+    double* packed_of(int64_t s) const { return packed.get() + s * columns.packed(n); }
+
+    void pack(int64_t s, int64_t panel) const {
+        kernel.pack_rows(columns, n, x_rows.get() + s * n, panel, panel + 1, packed_of(s));
     }
 
-    double* of(int64_t s) const { return packed.get() + s * columns.packed(n); }
-
-    // Rows of the Gram matrix that belong to a panel, up to the diagonal.
+    // Rows of the Gram matrix that belong to a panel, up to the diagonal; its columns of the moment.
     void multiply(int64_t s, int64_t panel) const {
         const int64_t first = columns.first_vector(panel), vectors = columns.first_vector(panel + 1) - first;
         const int64_t row0 = first * columns.lanes, width = vectors * columns.lanes;
@@ -54,32 +52,35 @@ private:
         const double* a[max_rows];
         double* c[max_rows];
         for (int64_t r = 0; r < count; ++r) {
-            a[r] = of(s) + row0 * n + r;
+            a[r] = packed_of(s) + row0 * n + r;
             c[r] = gram + (s * Z + row0 + r) * Z;
         }
-        kernel.product({count, n, a, width, columns, 0, panel + 1, of(s), c, c});
+        kernel.product({count, n, a, width, columns, 0, panel + 1, packed_of(s), c, c});
+        double* const* const m = moment_rows.get() + s * O;
+        kernel.product({O, n, y_columns.get(), O, columns, panel, panel + 1, packed_of(s), m, m});
     }
 
     static constexpr int64_t max_rows = 4 * 64 / sizeof(double);  // columns of a panel of the widest vectors
 
-    const int64_t S, n, Z;
-    const double* const x;
-    const int64_t x_stride;
+    const int64_t S, n, Z, O;
     double* const gram;
-    const int threads;
     const Kernels<double>& kernel = kernels<double>();
     const Columns columns;
-    Buffer<const double*> rows;  // [S*n]
-    Buffer<double> packed;       // [S] (n,Z) packed
-    Barrier everyone;
-    std::atomic<int64_t> next_pack{0}, next_product{0};
+    const int64_t tasks;
+    Buffer<const double*> x_rows;     // [S*n]
+    Buffer<const double*> y_columns;  // [O]
+    Buffer<double*> moment_rows;      // [S*O]
+    Buffer<double> packed;            // [S] (n,Z) packed
+    std::atomic<int64_t> next_pack{0}, packs_done{0}, next_product{0}, products_done{0};
 };
 
-}  // namespace
+GramSum::GramSum(const ReadoutRows& rows, double* gram, double* moment)
+    : run_(std::make_unique<Run>(rows, gram, moment)) {}
 
-void add_gram(int64_t S, int64_t n, int64_t Z, const double* x, int64_t x_stride, double* gram, int threads) {
-    if (S < 1 || n < 1 || Z < 1) return;
-    if (!GramRun(S, n, Z, x, x_stride, gram, threads).run()) GramRun(S, n, Z, x, x_stride, gram, 1).run();
+GramSum::~GramSum() = default;
+
+void GramSum::work(int threads) {
+    if (!run_parallel(threads, [this](int) { run_->work(); })) run_->work();
 }
 
 }  // namespace rnnfast

@@ -30,12 +30,14 @@ struct Reservoirs<T>::Packed {
     Packed(const ReservoirShape& s, const ReservoirWeights<T>& weights)
         : kernel(kernels<T>()),
           columns(Columns::of_matrix(s.H, kernel.lanes, 1)),
-          sparse(weights.starts != nullptr),
+          runs((s.H + run_length - 1) / run_length),
+          sparse(!weights.dense),
           w_in(s.reservoirs() * columns.packed(s.I)),
           bias(s.reservoirs() * s.H),
           leak(s.reservoirs()),
           scale(s.reservoirs()),
-          w(s.M * columns.packed(s.F)) {
+          dense_w(sparse ? 0 : s.M * columns.packed(s.H)),
+          sparse_w(sparse ? s.M * runs * s.F * run_length : 0) {
         std::copy_n(weights.bias, s.reservoirs() * s.H, bias.get());
         std::copy_n(weights.leak, s.reservoirs(), leak.get());
         std::copy_n(weights.scale, s.reservoirs(), scale.get());
@@ -45,31 +47,34 @@ struct Reservoirs<T>::Packed {
         for (int64_t i = 0; i < s.reservoirs(); ++i)
             pack(weights.w_in + i * s.H * s.I, s.I, w_in.get() + i * columns.packed(s.I));
         if (!sparse) {
-            for (int64_t m = 0; m < s.M; ++m) pack(weights.w + m * s.H * s.H, s.H, w.get() + m * columns.packed(s.H));
+            for (int64_t m = 0; m < s.M; ++m)
+                pack(weights.dense + m * s.H * s.H, s.H, dense_w.get() + m * columns.packed(s.H));
             return;
         }
-        const int64_t groups = (s.H + run_length - 1) / run_length;
-        starts = std::vector<int32_t>(weights.starts, weights.starts + s.M * groups * s.F);
+        starts = std::vector<int32_t>(weights.starts, weights.starts + s.M * runs * s.F);
         for (const int32_t start : starts)
             if (start < 0 || start >= s.H)
                 throw std::invalid_argument("starts: expected units in [0, " + std::to_string(s.H) + "), got " +
                                             std::to_string(start));
-        for (int64_t m = 0; m < s.M; ++m) pack_units(s, weights.w + m * s.H * s.F, w.get() + m * columns.packed(s.F));
+        for (int64_t m = 0; m < s.M; ++m)
+            pack_runs(s, weights.sparse + m * s.H * s.F, sparse_w.get() + m * runs * s.F * run_length);
     }
 
-    // (H,F) -> (H/V,F,V)
-    void pack_units(const ReservoirShape& s, const T* from, T* to) const {
-        const int64_t V = kernel.lanes;
-        for (int64_t j = 0; j < columns.vectors() * V; ++j)
-            for (int64_t k = 0; k < s.F; ++k) to[(j / V * s.F + k) * V + j % V] = j < s.H ? from[j * s.F + k] : T(0);
+    // (H,F) -> (H/run_length,F,run_length)
+    void pack_runs(const ReservoirShape& s, const float* from, float* to) const {
+        for (int64_t j = 0; j < runs * run_length; ++j)
+            for (int64_t k = 0; k < s.F; ++k)
+                to[(j / run_length * s.F + k) * run_length + j % run_length] = j < s.H ? from[j * s.F + k] : 0.0f;
     }
 
     const Kernels<T>& kernel;
     const Columns columns;  // of the units
+    const int64_t runs;     // of units
     const bool sparse;
     Buffer<T> w_in;               // [M*Q] (I,H) packed
     Buffer<T> bias, leak, scale;  // (M*Q,H), (M*Q), (M*Q)
-    Buffer<T> w;                  // [M] dense: (H,H) packed; sparse: (H/V,F,V)
+    Buffer<T> dense_w;            // [M] (H,H) packed
+    Buffer<float> sparse_w;       // (M,H/run_length,F,run_length)
     std::vector<int32_t> starts;  // (M,H/run_length,F), sparse
 };
 
@@ -303,16 +308,17 @@ private:
         }
         const LeakyRows<T> leaky{
             s.unit, to.leak.get(), to.scale.get(), to.h_prev.get(), call.noise ? to.noise.get() : nullptr, to.h.get()};
-        const T* w = packed.w.get() + job.matrix * packed.columns.packed(s.F);
         if (!packed.sparse) {
+            const T* w = packed.dense_w.get() + job.matrix * packed.columns.packed(s.H);
             packed.kernel.dense_reservoir_step({{n, s.H, to.h_prev.get(), 1, packed.columns, my.panels.begin,
                                                  my.panels.end, w, nullptr, to.sum_rows.get()},
                                                 leaky});
             return;
         }
         const auto& rings = shared[my.team].rings;
-        const int64_t groups = (s.H + run_length - 1) / run_length;
-        const int32_t* starts = packed.starts.data() + job.matrix * groups * s.F;
+        const int64_t connections = job.matrix * packed.runs * s.F;  // before this matrix, of runs
+        const float* w = packed.sparse_w.get() + connections * run_length;
+        const int32_t* starts = packed.starts.data() + connections;
         if (wide(n)) {
             packed.kernel.wide_reservoir_step({n, s.H, s.F, my.vectors.begin, my.vectors.end, w, starts,
                                                rings[t % 2].get(), rings[(t + 1) % 2].get(), row_stride(n), leaky});

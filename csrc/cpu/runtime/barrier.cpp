@@ -11,7 +11,16 @@ inline void pause_cpu() {
 #endif
 }
 
+constexpr int short_tries = 4096;
+
 }  // namespace
+
+void let_pass(int tries) {
+    if (tries < short_tries)
+        pause_cpu();
+    else
+        sched_yield();
+}
 
 void Barrier::wait() {
     if (count_ == 1) return;
@@ -21,12 +30,7 @@ void Barrier::wait() {
         round_.store(round + 1, std::memory_order_release);
         return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-        if (spins < 4096)
-            pause_cpu();
-        else
-            sched_yield();
-    }
+    wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
 }
 
 }  // namespace rnnfast

@@ -12,7 +12,16 @@ namespace rnnfast {
 // gone, or when the runtime grants fewer. One thread is the calling one and can always be had.
 bool run_parallel(int threads, const std::function<void(int thread)>& body);
 
-// Waits until `count` threads have come. Spins, since the wait is shorter than a sleep; lets others run when it is not.
+// Lets some time pass, after `tries` others: at first a few cycles, since the wait is shorter than a sleep; then what
+// the system gives to others.
+void let_pass(int tries);
+
+template <class Condition>
+void wait_until(Condition done) {
+    for (int tries = 0; !done(); ++tries) let_pass(tries);
+}
+
+// Waits until `count` threads have come.
 class Barrier {
 public:
     void expect(int count) { count_ = count; }
