@@ -135,7 +135,7 @@ inline Vec<float> load_floats<float>(const float* p) {
 template <>
 inline Vec<double> load_floats<double>(const float* p) {
 #if RNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
-    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
+    return _mm512_maskz_cvtps_pd(__mmask8(-1), _mm256_loadu_ps(p));  // whose zeros GCC does not warn of
 #elif RNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)
     return _mm256_cvtps_pd(_mm_loadu_ps(p));
 #else
