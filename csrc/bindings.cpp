@@ -306,7 +306,7 @@ PYBIND11_MODULE(_C, m) {
         .def("work", &work_on_gram_sum, py::arg("threads"));
     m.def("isa", &isa);
     m.def("usable_isas", &usable_isas);
-    m.def("emulated_isas", &emulated_isas);
+    m.def("isas_by_name", &isas_by_name);
     m.def("select_isa", &select_isa);
     m.def("has_products", [](int precision) { return has_products(precision_of(precision)); });
     m.def("machine", &describe_machine);

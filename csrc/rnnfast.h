@@ -259,8 +259,8 @@ private:
 // Instruction sets that this build has and this CPU runs, slowest first; the one in use.
 std::vector<std::string> usable_isas();
 std::string isa();
-// Those that multiply 16-bit numbers in plain C++, which every CPU runs, slowly: for tests, by name.
-std::vector<std::string> emulated_isas();
+// Those that nobody takes but by name: units of 16 bits in plain C++, slow, for tests; AMX, which has never run so far.
+std::vector<std::string> isas_by_name();
 // Does the one in use have products of so many bits? Else they have all bits.
 bool has_products(Precision precision);
 // Choose by name, "" for the fastest. Throws std::invalid_argument for one that is unknown or that the CPU lacks.

@@ -200,7 +200,7 @@ _FORCED = (os.environ["RNNFAST_ISA"],) if os.environ.get("RNNFAST_ISA") else ()
 # Those to check: what the CPU has, slowest first, or the one that is forced. Those that have units for 16-bit numbers,
 # and else are like the one before, are checked where products have fewer bits: beside units in plain C++, and none.
 ISAS = _FORCED or tuple(name for name in _C.usable_isas() if not _has_units(name))
-UNITS = _FORCED or (ISAS[-1], *(name for name in _C.usable_isas() if _has_units(name)), *_C.emulated_isas())
+UNITS = _FORCED or (ISAS[-1], *(name for name in _C.usable_isas() if _has_units(name)), *_C.isas_by_name())
 
 
 # ----------------------------------------------------------------------------------------- the inputs

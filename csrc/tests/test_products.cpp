@@ -227,7 +227,7 @@ void check_order(const Kernels<float>& kernel) {
 int main() {
     int checks = 0;
     std::vector<std::string> names = usable_isas();
-    for (const std::string& name : emulated_isas()) names.push_back(name);
+    for (const std::string& name : isas_by_name()) names.push_back(name);
     for (const std::string& name : names) {
         select_isa(name);
         check_bfloat16_direct();

@@ -49,12 +49,15 @@ const Isa isas[] = {
     {"avx2", has_avx2, avx2_kernels<float>, avx2_kernels<double>, nullptr},
     {"avx512", has_avx512, avx512_kernels<float>, avx512_kernels<double>, nullptr},
     {"avx512_bf16", has_avx512_bf16, avx512_kernels<float>, avx512_kernels<double>, avx512_bf16_products},
-    {"amx", has_amx, avx512_kernels<float>, avx512_kernels<double>, amx_products},
 #endif
 };
 
-// Units of 16 bits in plain C++, which every CPU runs and nobody takes but by name.
-const Isa emulated[] = {
+// Taken by name alone: units of 16 bits in plain C++, which every CPU runs, and what has never run on a CPU that has
+// it.
+const Isa by_name[] = {
+#ifdef RNNFAST_X86
+    {"amx", has_amx, avx512_kernels<float>, avx512_kernels<double>, amx_products},
+#endif
     {"emulated_avx512_bf16", [] { return true; }, baseline_kernels<float>, baseline_kernels<double>,
      emulated_avx512_bf16_products},
     {"emulated_amx", [] { return true; }, baseline_kernels<float>, baseline_kernels<double>, emulated_amx_products},
@@ -87,9 +90,10 @@ std::vector<std::string> usable_isas() {
     return names;
 }
 
-std::vector<std::string> emulated_isas() {
+std::vector<std::string> isas_by_name() {
     std::vector<std::string> names;
-    for (const Isa& isa : emulated) names.push_back(isa.name);
+    for (const Isa& isa : by_name)
+        if (isa.usable()) names.push_back(isa.name);
     return names;
 }
 
@@ -111,7 +115,7 @@ void select_isa(const std::string& name) {
         }
         return false;
     };
-    if (!select_among(isas) && !select_among(emulated))
+    if (!select_among(isas) && !select_among(by_name))
         throw std::invalid_argument("unknown instruction set '" + name + "', this build has: " + known);
 }
 
