@@ -54,6 +54,7 @@ class Call(NamedTuple):
     weights: list[Tensor]
     resets: Tensor | None  # (T,B) or (N)
     numbers: _input.Numbers | None  # where those are others than the kernels compute with
+    precision: int  # of products, see `rnnfast._backends.precision`
     single: bool  # one sequence without a batch dimension
     input: Any  # as it was given
 
@@ -112,7 +113,7 @@ class Layer(Twin, RNNBase):
                 self.bias,
                 self._dropout_masks(call.x),
                 call.resets,
-                IN_FORCE if call.numbers is None else call.numbers.precision,
+                call.precision,
             )
         return self._written(call, *done)
 
@@ -166,9 +167,8 @@ class Layer(Twin, RNNBase):
 
     def _arguments(self, call: Call) -> tuple[Stack, Inputs, Constants]:
         D, masks = 2 if self.bidirectional else 1, self._dropout_masks(call.x)
-        precision = IN_FORCE if call.numbers is None else call.numbers.precision
         return (
-            Stack(BY_MODE[self.mode].index, self.num_layers, D, self.bias, precision),
+            Stack(BY_MODE[self.mode].index, self.num_layers, D, self.bias, call.precision),
             Inputs(call.x, call.h0, call.c0, call.weights),
             Constants(call.batch_sizes, masks, call.resets),
         )
@@ -227,7 +227,8 @@ class Layer(Twin, RNNBase):
         if mask is not None and batch_sizes is None and mask.size(0) == 1:  # a single step begins anew, or goes on
             begins, mask = mask.view(1, -1, 1), None
             h0, c0 = (None if state is None else state.masked_fill(begins, 0) for state in (h0, c0))
-        return Call(x, batch_sizes, h0, c0, weights, mask, numbers, single, input)
+        precision = IN_FORCE if numbers is None else numbers.precision
+        return Call(x, batch_sizes, h0, c0, weights, mask, numbers, precision, single, input)
 
     def _written(self, call: Call, y: Tensor, h_n: Tensor, c_n: Tensor | None) -> tuple[Any, Any]:
         """Output and state as the input was laid out."""
