@@ -14,7 +14,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -46,6 +46,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnnfast
+from benchmarks.formats import matmul_precision
 from rnnfast import _C, reference
 from rnnfast._backends import cpu
 from rnnfast._backends.precision import HIGH, HIGHEST, MEDIUM
@@ -65,16 +66,6 @@ def restore_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def tensors(result: Any) -> list[Tensor]:

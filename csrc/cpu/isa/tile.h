@@ -244,35 +244,6 @@ void Plain<T>::pack_rows(const Columns& columns, int64_t K, const T* const* rows
     }
 }
 
-template <class T>
-void pack_transposed(const Columns& columns, int64_t K, const T* const* w, ptrdiff_t stride, int64_t panel0,
-                     int64_t panel1, T* packed) {
-    constexpr int V = lanes_of<T>;
-    for (int64_t q = panel0; q < panel1; ++q) {
-        const Panel panel(columns, q);
-        const ptrdiff_t row = panel.vectors * V;
-        for (int v = 0; v < panel.vectors; ++v) {
-            const T* from = w[panel.gate(columns, v)] + panel.column_of(columns, v) * stride;
-            T* to = packed + panel.offset * K + v * V;
-            for (int64_t k = 0; k < K; k += V)
-                transpose_block(from + k, stride, panel.lanes(columns, v), int(K - k < V ? K - k : V), to + k * row,
-                                row);
-        }
-    }
-}
-
-template <class T>
-void pack_rows(const Columns& columns, int64_t K, const T* const* rows, int64_t panel0, int64_t panel1, T* packed) {
-    constexpr int V = lanes_of<T>;
-    for (int64_t q = panel0; q < panel1; ++q) {
-        const Panel panel(columns, q);
-        T* to = packed + panel.offset * K;
-        for (int64_t k = 0; k < K; ++k)
-            for (int v = 0; v < panel.vectors; ++v, to += V)
-                store(to, load(rows[k] + panel.column + v * panel.stride, panel.lanes(columns, v)));
-    }
-}
-
 // Twelve chains of multiply-adds hide how long each of them takes.
 template <class T>
 int64_t Plain<T>::burn(int64_t rounds) {
