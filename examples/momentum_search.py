@@ -10,6 +10,7 @@ are left out, so the same command goes on where it was stopped. docs/four_ways.m
 
 import argparse
 import csv
+import math
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ from rnnfast.optim.momentum import LOW_UPDATES
 
 TEST = 10_000  # sequences: 0.00025 of them is 2.5
 LOOK = 1000  # updates between two looks at them
+ASKED, DIRECTIONS = 300, 10  # sequences whose outputs are derived by the weights; singular values that a row has of it
 PAPER = {  # table 5, Nesterov's method: by task and T the wrong sequences, or wrong symbols in each, by mu
     ("addition", 80): {0.0: 0.39, 0.9: 0.02, 0.98: 0.21, 0.995: 0.00025},
     ("multiplication", 80): {0.0: 0.48, 0.9: 0.36, 0.98: 0.22, 0.995: 0.0013},
@@ -75,9 +77,31 @@ def error_on(test, run, task, outputs):
     return (wrong if run.task in MEMORY else (wrong > 0).double()).mean().item()
 
 
+def sensitivity(way, test):
+    """Of numbers as outputs: the largest singular values s of their derivatives by all weights, root of the mean square
+    over the sequences, and the share of the squared error that lies along these directions. The loss curves by 2 s^2,
+    so Nesterov's method is stable up to rates of some 2/3 / s^2 of the largest, and slow where s is small."""
+    x, y, mask = (part[:, :ASKED] for part in test)
+    weights = list(way.network.parameters())
+    with way.schedule.at_theta():
+        outputs = way.network(x, mask).flatten()
+        rows = torch.autograd.grad(outputs, weights, torch.eye(len(outputs)), is_grads_batched=True)
+    by_weights = torch.cat([row.flatten(1) for row in rows], 1).double() / math.sqrt(len(outputs))
+    if not by_weights.isfinite().all():
+        return {}
+    along, values, _ = torch.linalg.svd(by_weights, full_matrices=False)
+    error = (outputs.detach() - y[mask].flatten()).double()
+    share = (along[:, :DIRECTIONS].T @ error).square().sum() / error.square().sum()
+    return {
+        "singular": " ".join(f"{value:.3g}" for value in values[:DIRECTIONS]),
+        "error_along": round(share.item(), 4),
+    }
+
+
 def perform(run):
     """-> a row: the run, and what became of it. `ahead` is the error before momentum falls, at theta + mu v, `theta` at
-    theta then, `wrong` at theta in the end; `curve` is the error at theta, UPDATES:ERROR."""
+    theta then, `wrong` at theta in the end; `curve` is the error at theta, UPDATES:ERROR; `singular` and `error_along`
+    as `sensitivity` in the end."""
     task = make_task(run.task, run.T, run.cue, run.recall_only)
     way, test = run.make_way(task), task.sample(TEST, torch.Generator().manual_seed(run.seed + 1_000_000))
     falls, curve, ahead, start = run.updates - LOW_UPDATES, {}, float("nan"), time.perf_counter()
@@ -99,10 +123,14 @@ def perform(run):
         "lowest": min(curve.values()),
         "seconds": round(time.perf_counter() - start),
         "curve": " ".join(f"{update}:{error:.6g}" for update, error in curve.items()),
+        "singular": "",
+        "error_along": "",
         "machine": f"{os.cpu_count()} cores, {rnnfast.info()['isa']}, {torch.get_num_threads()} threads",
         "versions": f"rnnfast {rnnfast.__version__}, torch {torch.__version__}",
         "command": "python -m examples.momentum_search " + " ".join(sys.argv[1:]),
     }
+    if run.task in ("addition", "multiplication"):
+        found |= sensitivity(way, test)
     return asdict(run) | found
 
 

@@ -84,6 +84,32 @@ def test_a_row_says_what_became_of_a_run(monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_row_has_the_sensitivity_of_the_outputs(monkeypatch):
+    monkeypatch.setattr(momentum_search, "ASKED", 30)
+    search(monkeypatch, "--rate", 0, "--clip", 1, "--seed", 3, "--input-scale", 0.1)
+    (row,) = rows()
+    way = momentum_search.Run("addition", 20, 3, False, 0.995, 0.0, 1.0, False, True, 0.1, UPDATES, 3).make_way(
+        tasks.addition(20, cue=3)
+    )
+    test = tasks.addition(20, cue=3).sample(200, torch.Generator().manual_seed(1_000_003))
+    x, mask, wanted = test.x[:, :30], test.mask[:, :30], test.y[:, :30][test.mask[:, :30]].flatten()
+    outputs = way.network(x, mask).flatten()
+    jacobian = torch.stack(
+        [
+            torch.cat(
+                [part.flatten() for part in torch.autograd.grad(one, way.network.parameters(), retain_graph=True)]
+            )
+            for one in outputs
+        ]
+    ).double()
+    values, directions = torch.linalg.eigh(jacobian @ jacobian.T / 30)
+    found = torch.tensor([float(value) for value in row["singular"].split()])
+    torch.testing.assert_close(found, values.flip(0)[:10].sqrt().float(), rtol=6e-3, atol=0.0)  # three digits
+    error = (outputs - wanted).double()
+    share = (directions[:, -10:].T @ error).square().sum() / error.square().sum()
+    assert float(row["error_along"]) == pytest.approx(share.item(), abs=2e-4)
+
+
 def test_memory_counts_symbols_and_has_no_cue(monkeypatch):
     search(monkeypatch, "--task", "memorisation_5bit", "--rate", 0, "--clip", 1)
     (row,) = rows()

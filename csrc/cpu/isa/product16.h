@@ -36,6 +36,21 @@ inline Vec<float> factors(const float* row, ptrdiff_t stride, int64_t k, int64_t
     return load(some);
 }
 
+// Part i of a row's numbers from number k on, in pairs. Those of bfloat16 are pairs as they lie, and leave nothing.
+template <class W>
+inline Pairs row_pairs(const W* row, int64_t k, int64_t K, int i) {
+    return neighbours(part(numbers(row, k, K), i), part(numbers(row, k + lanes_of<float>, K), i));
+}
+inline Pairs row_pairs(const BFloat16* row, int64_t k, int64_t K, int i) {
+    Pairs pairs = {};
+    if (i > 0) return pairs;
+    if (K - k < 2 * lanes_of<float>)
+        std::memcpy(&pairs, row + k, (K - k) * sizeof *row);
+    else
+        std::memcpy(&pairs, row + k, sizeof pairs);
+    return pairs;
+}
+
 // Some rows on the left of a product in pairs.
 template <int parts>
 struct Factors {
@@ -172,8 +187,7 @@ void Sixteen<Unit, parts>::pack_transposed(const Columns& columns, int64_t K, co
                         float* const to = part_of(packed, panel, K, i) + v * V + k / 2 * row;
                         Vec<float> square[V] = {};
                         for (int j = 0; j < panel.lanes(columns, v); ++j)
-                            square[j] = (Vec<float>)neighbours(part(numbers(from + j * stride, k, K), i),
-                                                               part(numbers(from + j * stride, k + V, K), i));
+                            square[j] = (Vec<float>)row_pairs(from + j * stride, k, K, i);
                         transpose<float>(square);
                         for (int j = 0; j < least(pairs_of(K - k), V); ++j) store(to + j * row, square[j]);
                     }

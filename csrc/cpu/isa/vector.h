@@ -156,25 +156,49 @@ inline T sum(Vec<T> v) {
     return lane[0];
 }
 
-// Rows of a square become its columns, in log2(lanes) rounds: round s swaps the off-diagonal s*s blocks of all 2s*2s
-// ones.
+// Rows of a square become its columns. All shuffles are such as take one instruction and no register for their order:
+// two rows are zipped within parts of 16 bytes, which makes a square of each part, and then whole parts change places.
 template <class T>
 inline void transpose(Vec<T> (&rows)[lanes_of<T>]) {
-    constexpr int V = lanes_of<T>;
-#pragma GCC unroll 4
-    for (int s = 1; s < V; s *= 2) {
-        VecBits<T> low, high;  // of the 2V numbers of two rows: those of the one and of the other
+    constexpr int V = lanes_of<T>, P = 16 / sizeof(T), parts = V / P;
+    static_assert(parts == 1 || parts == 2 || parts == 4);
+    VecBits<T> zip_low, zip_high, left, right, even, odd;  // of the 2V numbers of two rows
 #pragma GCC unroll 16
-        for (int j = 0; j < V; ++j) {
-            low[j] = j & s ? j - s + V : j;
-            high[j] = j & s ? j + V : j + s;
-        }
+    for (int j = 0; j < V; ++j) {
+        const int part = j / P * P, at = j % P;
+        zip_low[j] = part + at / 2 + at % 2 * V;
+        zip_high[j] = zip_low[j] + P / 2;
+        left[j] = j < V / 2 ? j : j + V / 2;
+        right[j] = left[j] + V / 2;
+        even[j] = 2 * part + at;
+        odd[j] = even[j] + P;
+    }
+    Vec<T> zipped[V];
+#pragma GCC unroll 2
+    for (int round = 1; round < P; round *= 2) {
 #pragma GCC unroll 16
         for (int i = 0; i < V; ++i) {
-            if (i & s) continue;
-            const Vec<T> a = rows[i], b = rows[i + s];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i + s] = __builtin_shuffle(a, b, high);
+            const int first = i / P * P + i % P / 2;
+            zipped[i] = __builtin_shuffle(rows[first], rows[first + P / 2], i % 2 ? zip_high : zip_low);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < V; ++i) rows[i] = zipped[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < P; ++i) {
+        if constexpr (parts == 2) {
+            const Vec<T> a = rows[i], b = rows[i + P];
+            rows[i] = __builtin_shuffle(a, b, left);
+            rows[i + P] = __builtin_shuffle(a, b, right);
+        }
+        if constexpr (parts == 4) {
+            const Vec<T> a = rows[i], b = rows[i + P], c = rows[i + 2 * P], d = rows[i + 3 * P];
+            const Vec<T> ab = __builtin_shuffle(a, b, left), cd = __builtin_shuffle(c, d, left);
+            const Vec<T> ab_right = __builtin_shuffle(a, b, right), cd_right = __builtin_shuffle(c, d, right);
+            rows[i] = __builtin_shuffle(ab, cd, even);
+            rows[i + P] = __builtin_shuffle(ab, cd, odd);
+            rows[i + 2 * P] = __builtin_shuffle(ab_right, cd_right, even);
+            rows[i + 3 * P] = __builtin_shuffle(ab_right, cd_right, odd);
         }
     }
 }

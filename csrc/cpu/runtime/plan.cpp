@@ -11,16 +11,22 @@ namespace {
 // to arrive if that is longer; the others find it near. Threads that share the batch have few tiles each, and all the
 // weights arrive at all of them; threads that share the units have all tiles, and a part of the weights each. So units
 // are split where weights arrive more slowly than a tile multiplies them; else nothing is won that a barrier is worth.
-// The constants are of the size measured on current x86 server cores.
+// A third number is what the threads write for each other, which has to leave one core for another: of the batch's
+// threads each packs a part of the weights for all, once; those of the units hand their part of each step to all. The
+// constants are of the size measured on current x86 server cores.
 constexpr double cycles_per_barrier = 600;
 constexpr double cycles_per_region = 15000;
 constexpr double cycles_per_activation = 25;  // one vector of a gate
+// Of cores that share a third level some 5, of others less than 1.
+constexpr double bytes_per_cycle_between_cores = 2;
 
 double ceil_div(int64_t a, int64_t b) { return double((a + b - 1) / b); }
 
-double cycles_per_step(const Shape& s, const Plan& plan, int lanes, const ProductCosts& costs, const Machine& machine) {
+double cycles_per_step(const Shape& s, Sweep sweep, const Plan& plan, int lanes, const ProductCosts& costs,
+                       const Machine& machine) {
+    const bool is_forward = sweep == Sweep::forward;
     const double G = s.gates(), R = s.recurrent();
-    const double input = s.cell->input_gates.count, recurrent = s.cell->recurrent_gates.count;
+    const double input = is_forward ? s.cell->input_gates.count : 0, recurrent = s.cell->recurrent_gates.count;
     const double rows = ceil_div(s.B, plan.row_groups), tiles = ceil_div(int64_t(rows), costs.tile_rows);
     const double mine = ceil_div((s.H + lanes - 1) / lanes, plan.splits);  // vectors of units
     const double sweeps = s.D > plan.directions ? double(s.D) : 1;
@@ -32,8 +38,11 @@ double cycles_per_step(const Shape& s, const Plan& plan, int lanes, const Produc
         mine * (recurrent * R * ((tiles - 1) * tile + std::max(tile, arrival)) + input * double(s.I) * tiles * tile);
     const double activate = G * mine * rows * cycles_per_activation;
     const double wait = plan.splits > 1 ? cycles_per_barrier * (s.P ? 2 : 1) : 0;
+    const double weights = double(s.H) * (recurrent * R + input * double(s.I)) * costs.bytes;
+    const double handed = double(sizeof(float)) * rows * (is_forward ? R : recurrent * double(s.H));
+    const double bytes = weights * (1 - 1. / plan.row_groups) / double(s.T) + handed * (1 - 1. / plan.splits);
     const double start = plan.threads() > 1 ? cycles_per_region / double(s.T * s.L) : 0;
-    return sweeps * (multiply + activate + wait) + start;
+    return sweeps * (multiply + activate + wait + bytes / bytes_per_cycle_between_cores) + start;
 }
 
 // So many multiply-adds take a few times as long as measuring.
@@ -66,10 +75,11 @@ Tiling Tiling::of(int64_t rows, int64_t panels, int threads) {
     return best;
 }
 
-Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs, const Machine& machine) {
+Plan choose_plan(const Shape& shape, Sweep sweep, int threads, int lanes, const ProductCosts& costs,
+                 const Machine& machine) {
     Plan best;
     if (threads == 1 || shape.T < 1 || shape.B < 1) return best;
-    double best_cycles = cycles_per_step(shape, best, lanes, costs, machine);
+    double best_cycles = cycles_per_step(shape, sweep, best, lanes, costs, machine);
     const int64_t vectors = (shape.H + lanes - 1) / lanes;
     for (int directions = 1; directions <= shape.D; ++directions) {
         const int team = threads / directions;
@@ -78,7 +88,7 @@ Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts&
             for (const int n : {1, splits}) {
                 if (n < 1) continue;
                 const Plan plan{directions, row_groups, n};
-                const double cycles = cycles_per_step(shape, plan, lanes, costs, machine);
+                const double cycles = cycles_per_step(shape, sweep, plan, lanes, costs, machine);
                 if (cycles < best_cycles) best = plan, best_cycles = cycles;
             }
         }
@@ -86,11 +96,11 @@ Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts&
     return best;
 }
 
-Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs) {
+Plan choose_plan(const Shape& shape, Sweep sweep, int threads, int lanes, const ProductCosts& costs) {
     if (threads == 1) return {};
     const Machine& asked = asked_machine();
     const bool measures = needs_rates(shape, threads, costs.bytes, asked);
-    return choose_plan(shape, threads, lanes, costs, measures ? measured_machine() : asked);
+    return choose_plan(shape, sweep, threads, lanes, costs, measures ? measured_machine() : asked);
 }
 
 }  // namespace rnnfast

@@ -20,10 +20,14 @@ struct Plan {
     bool exchanges(int64_t D) const { return splits > 1 || (D > 1 && directions > 1); }
 };
 
+// A step of the one needs h of all units of the step before, of the other dz of all their gates.
+enum class Sweep { forward, backward };
+
 // `lanes` and `costs` as in Kernels.
-Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs, const Machine& machine);
+Plan choose_plan(const Shape& shape, Sweep sweep, int threads, int lanes, const ProductCosts& costs,
+                 const Machine& machine);
 // For this machine, which is measured once there is a call that gains more by it than measuring takes.
-Plan choose_plan(const Shape& shape, int threads, int lanes, const ProductCosts& costs);
+Plan choose_plan(const Shape& shape, Sweep sweep, int threads, int lanes, const ProductCosts& costs);
 
 // How threads share the sums of a matrix (rows, panels of columns): each packs for itself what its panels are
 // multiplied with.

@@ -30,7 +30,7 @@ public:
             weights.push_back(this->room_for(direct ? Parameters<const T*>{} : call.parameters[i], s.input(i / s.D)));
         if (inference && s.cell->saves_gates)
             for (int g = 0; g < plan.directions * plan.row_groups; ++g)
-                z_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+                z_chunk.push_back(Buffer<T>(rows_of_chunk * row_stride(G * s.H)));
         if (inference && s.P) m_step = Buffer<T>(halves * s.D * s.B * s.H);
         for (int64_t i = 0; i < std::min<int64_t>(2, s.L - 1); ++i) {
             if (inference) hidden[i] = Buffer<T>(halves * N * s.D * R);
@@ -107,7 +107,7 @@ private:
     // Where the pre-activations of a row are summed up; n counts the rows of the chunk.
     T* z_row(const Share& my, int64_t l, int64_t d, int64_t row, int half, int64_t n) const {
         if (!s.cell->saves_gates) return output(l, half) + (row * s.D + d) * R;
-        if (!call.reserve) return z_chunk[my.group].get() + n * G * s.H;
+        if (!call.reserve) return z_chunk[my.group].get() + n * row_stride(G * s.H);
         return call.reserve + reserve.gates + (this->index(l, d) * N + row) * G * s.H;
     }
 

@@ -5,6 +5,10 @@
 
 namespace rnnfast {
 
+// Numbers from row to row, `width` of them in each: not a multiple of 4096 bytes, for rows on the same cache sets drive
+// each other out.
+inline int64_t row_stride(int64_t width) { return (width + 15) / 16 * 16 + 16; }
+
 // Arrays for all rows of all layers, one after another in a block of `size` numbers; the offset of each.
 struct ReserveLayout {
     int64_t gates;   // (L,D,N,G,H) activated, of a cell that saves them; of gradients: those of the pre-activations
@@ -40,9 +44,8 @@ struct AdjointLayout {
 
     explicit AdjointLayout(const Shape& s) : AdjointLayout(s, s.rows()) {}
     AdjointLayout(const Shape& s, int64_t N) {
-        const int64_t rows = s.L * s.D * N, width = (s.gates() + s.cell->unit_parameters) * s.H;
-        dz_stride =
-            (width + 15) / 16 * 16 + 16;  // not a multiple of 4096 bytes: rows would fall on the same cache sets
+        const int64_t rows = s.L * s.D * N;
+        dz_stride = row_stride((s.gates() + s.cell->unit_parameters) * s.H);
         dz = 0;
         dm = dz + rows * dz_stride;
         dc = dm + rows * s.H;

@@ -5,7 +5,7 @@ namespace rnnfast {
 template <class T>
 Products<T>::Products(const Shape& shape, const Trace<T>& trace, const std::vector<Parameters<const T*>>& parameters,
                       const T* dropout, const Gradients<T>& gradients, int threads)
-    : Run<T>(shape, threads),
+    : Run<T>(shape, Sweep::backward, threads),
       trace(trace),
       parameters(parameters),
       dropout(dropout),

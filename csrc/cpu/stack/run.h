@@ -42,7 +42,7 @@ struct Share {
 template <class T>
 class Run {
 protected:
-    Run(const Shape& shape, int threads)
+    Run(const Shape& shape, Sweep sweep, int threads)
         : s(shape),
           R(shape.recurrent()),
           G(shape.gates()),
@@ -50,7 +50,7 @@ protected:
           N(sequence.N()),
           kernel(kernels_for<T>(shape.H, shape.precision)),
           cell(kernel.cells[shape.cell->index]),
-          plan(choose_plan(shape, threads, kernel.lanes, kernel.costs)),
+          plan(choose_plan(shape, sweep, threads, kernel.lanes, kernel.costs)),
           zeros(zeros_size(shape)),
           group_barriers(plan.directions * plan.row_groups) {
         std::fill(zeros.get(), zeros.get() + zeros_size(s), T(0));

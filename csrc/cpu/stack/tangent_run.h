@@ -30,7 +30,7 @@ public:
         const int64_t rows_of_chunk = chunk_steps * this->group_size();
         for (int i = 0; i < plan.threads(); ++i) {
             rows.push_back(Rows(rows_of_chunk));
-            if (!z_dot && s.cell->saves_gates) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * G * s.H));
+            if (!z_dot && s.cell->saves_gates) z_dot_chunk.push_back(Buffer<T>(rows_of_chunk * row_stride(G * s.H)));
         }
     }
 
@@ -119,7 +119,7 @@ private:
     T* z_dot_row(const Share& my, int64_t l, int64_t d, int64_t row, int64_t n) const {
         if (z_dot) return z_dot + (this->index(l, d) * N + row) * G * s.H;
         if (!s.cell->saves_gates) return output_dot(l) + (row * s.D + d) * R;  // there it becomes h_dot
-        return z_dot_chunk[my.thread].get() + n * G * s.H;
+        return z_dot_chunk[my.thread].get() + n * row_stride(G * s.H);
     }
 
     int64_t take_step(const Share& my, int64_t l, int64_t d, int64_t step, int64_t first,

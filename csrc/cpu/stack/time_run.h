@@ -30,7 +30,7 @@ protected:
 
     // halves: rows of the products for each row of a step. bfloat16: as in Forward.
     TimeRun(const Shape& shape, int threads, int halves, bool bfloat16)
-        : Run<T>(shape, threads),
+        : Run<T>(shape, Sweep::forward, threads),
           bfloat16(bfloat16),
           gates(this->gate_columns()),
           input_gates(gates.of(s.cell->input_gates)),
