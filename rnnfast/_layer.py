@@ -96,26 +96,26 @@ class Layer(Twin, RNNBase):
         if call is None:
             return self._forward_by_torch(input, hx, resets)
         done = None if call.numbers is not None or call.resets is not None else self._step_by_torch(*call[:5])
-        if done is not None:
-            pass
-        elif self.recompute is not None:
-            done = op.recompute(*self._arguments(call), _segment(self.recompute, call))
-        else:
-            done = op.recurrent(
-                self.mode,
-                call.x,
-                call.batch_sizes,
-                call.h0,
-                call.c0,
-                call.weights,
-                self.num_layers,
-                self.bidirectional,
-                self.bias,
-                self._dropout_masks(call.x),
-                call.resets,
-                call.precision,
-            )
-        return self._written(call, *done)
+        return self._written(call, *(self._by_kernel(call) if done is None else done))
+
+    def _by_kernel(self, call: Call) -> tuple[Tensor, Tensor, Tensor | None]:
+        """y, h_n, c_n"""
+        if self.recompute is not None:
+            return op.recompute(*self._arguments(call), _segment(self.recompute, call))
+        return op.recurrent(
+            self.mode,
+            call.x,
+            call.batch_sizes,
+            call.h0,
+            call.c0,
+            call.weights,
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            self._dropout_masks(call.x),
+            call.resets,
+            call.precision,
+        )
 
     def unroll(
         self,
