@@ -109,6 +109,7 @@ void check_between_cores() {
     expect(splits(20, 32, Sweep::forward) == 2 && splits(2000, 32, Sweep::forward) == 1, "packed once for many steps");
     expect(splits(50, 8, Sweep::forward) == 2 && splits(50, 256, Sweep::forward) == 1, "states of many sequences");
     expect(splits(50, 32, Sweep::forward) == 2 && splits(50, 32, Sweep::backward) == 1, "dz of all gates");
+    expect(plan_of("tanh", 1, 32, 64, 64, 2, 2, amd, 4, Sweep::backward).threads() == 2, "products after the sweep");
 }
 
 // Each of the numbers decides, each way.

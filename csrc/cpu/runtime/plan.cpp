@@ -26,7 +26,7 @@ double cycles_per_step(const Shape& s, Sweep sweep, const Plan& plan, int lanes,
                        const Machine& machine) {
     const bool is_forward = sweep == Sweep::forward;
     const double G = s.gates(), R = s.recurrent();
-    const double input = is_forward ? s.cell->input_gates.count : 0, recurrent = s.cell->recurrent_gates.count;
+    const double input = s.cell->input_gates.count, recurrent = s.cell->recurrent_gates.count;
     const double rows = ceil_div(s.B, plan.row_groups), tiles = ceil_div(int64_t(rows), costs.tile_rows);
     const double mine = ceil_div((s.H + lanes - 1) / lanes, plan.splits);  // vectors of units
     const double sweeps = s.D > plan.directions ? double(s.D) : 1;
@@ -38,9 +38,10 @@ double cycles_per_step(const Shape& s, Sweep sweep, const Plan& plan, int lanes,
         mine * (recurrent * R * ((tiles - 1) * tile + std::max(tile, arrival)) + input * double(s.I) * tiles * tile);
     const double activate = G * mine * rows * cycles_per_activation;
     const double wait = plan.splits > 1 ? cycles_per_barrier * (s.P ? 2 : 1) : 0;
-    const double weights = double(s.H) * (recurrent * R + input * double(s.I)) * costs.bytes;
+    // Backward only W_hh has a part in the sweep; what W_ih costs above stands for the products that follow it.
+    const double packed = double(s.H) * (recurrent * R + (is_forward ? input * double(s.I) : 0)) * costs.bytes;
     const double handed = double(sizeof(float)) * rows * (is_forward ? R : recurrent * double(s.H));
-    const double bytes = weights * (1 - 1. / plan.row_groups) / double(s.T) + handed * (1 - 1. / plan.splits);
+    const double bytes = packed * (1 - 1. / plan.row_groups) / double(s.T) + handed * (1 - 1. / plan.splits);
     const double start = plan.threads() > 1 ? cycles_per_region / double(s.T * s.L) : 0;
     return sweeps * (multiply + activate + wait + bytes / bytes_per_cycle_between_cores) + start;
 }
