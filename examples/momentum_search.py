@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import rnnfast
-from examples.four_ways import INPUT_SCALE, MARKED, MEMORY, RATE, STEP, Momentum, Recipe, make_task
+from examples.four_ways import FIRST_UPDATES, MARKED, MEMORY, Momentum, Recipe, make_task, recipe_for
 from rnnfast import tasks
 from rnnfast.optim.momentum import LOW_UPDATES
 
@@ -53,6 +53,7 @@ class Run:
     recall_only: bool
     mu: float
     rate: float
+    first_clip: float
     clip: float
     biases: bool
     state: bool
@@ -67,7 +68,7 @@ class Run:
 
     def make_way(self, task):
         torch.manual_seed(self.seed)
-        recipe = Recipe(self.mu, self.rate, self.clip, self.biases, self.state, self.input_scale, self.updates)
+        recipe = Recipe(**{setting.name: getattr(self, setting.name) for setting in fields(Recipe)})
         return Momentum(task, torch.Generator().manual_seed(self.seed), recipe)
 
 
@@ -175,7 +176,19 @@ def papers(row):
 def table(rows):
     """The paper's error beside those of the runs, means over their seeds."""
     result = Table(
-        "task", "T", "cue", "recall only", "mu", "rate", "clip", "biases", "state", "input scale", "updates", "seeds"
+        "task",
+        "T",
+        "cue",
+        "recall only",
+        "mu",
+        "rate",
+        "first clip",
+        "clip",
+        "biases",
+        "state",
+        "input scale",
+        "updates",
+        "seeds",
     )
     for column in ("paper", "ahead, before the fall", "theta, before the fall", "theta, at the end"):
         result.add_column(column, justify="right")
@@ -219,7 +232,12 @@ def main():
     parser.add_argument("--recall-only", action="store_true", help="targets of memory tasks at the recall alone")
     parser.add_argument("--mu", type=float, nargs="+", default=[0.995], help="momentum, default 0.995")
     parser.add_argument("--rate", type=float, nargs="+", help="learning rates, default that of four_ways.py")
-    parser.add_argument("--clip", type=float, nargs="+", help="bounds on the gradient's norm, default 5e-4 / rate")
+    parser.add_argument(
+        "--clip", type=float, nargs="+", help="bounds on the gradient's norm, default that of four_ways.py"
+    )
+    parser.add_argument(
+        "--first-clip", type=float, help=f"bound in the first {FIRST_UPDATES} updates, default likewise, or --clip"
+    )
     parser.add_argument("--biases", action="store_true", help="hidden biases")
     parser.add_argument("--state", action=argparse.BooleanOptionalAction, default=True, help="learn the initial state")
     parser.add_argument("--input-scale", type=float, help="of the input weights, default that of four_ways.py")
@@ -245,12 +263,16 @@ def main():
     except ValueError as error:
         parser.error(str(error))
     cue, recall_only = args.cue if args.task in MARKED else 0, args.recall_only and args.task in MEMORY
-    scale = INPUT_SCALE.get(args.task, 0.1) if args.input_scale is None else args.input_scale
-    rates = args.rate or [RATE.get(args.task, 1e-3)]
-    for mu, rate, clip, seed in product(args.mu, rates, args.clip or [None], args.seed):
-        bound = STEP / rate if clip is None else clip
-        settings = cue, recall_only, mu, rate, bound, args.biases, args.state, scale, args.updates, seed
-        run = Run(args.task, args.T, *settings)
+    for mu, rate, clip, seed in product(args.mu, args.rate or [None], args.clip or [None], args.seed):
+        settings = {
+            "mu": mu,
+            "rate": rate,
+            "first_clip": args.first_clip,
+            "clip": clip,
+            "input_scale": args.input_scale,
+        }
+        recipe = recipe_for(args.task, **settings, biases=args.biases, state=args.state, updates=args.updates)
+        run = Run(args.task, args.T, cue, recall_only, **asdict(recipe), seed=seed)
         if not run.is_in(rows):
             row = perform(run)
             append(args.csv, row)

@@ -167,26 +167,50 @@ def test_momentum_is_tested_at_theta():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "names"),
+    ("changes", "names", "scale", "rate"),
     [
-        (four_ways.Recipe(), {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}),
+        ({}, {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}, 0.001, 1e-4),
         (
-            four_ways.Recipe(biases=True, state=False, rate=0.1, clip=2.0, input_scale=0.5),
+            {"biases": True, "state": False, "rate": 0.1, "input_scale": 0.5},
             {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight", "bias"},
+            0.5,
+            0.1,
         ),
     ],
 )
-def test_a_recipe_decides_what_is_learned_and_how_fast(recipe, names):
+def test_a_recipe_decides_what_is_learned_and_how_fast(changes, names, scale, rate):
+    recipe = four_ways.recipe_for("addition", **changes)
     way = four_ways.Momentum(tasks.addition(20), torch.Generator().manual_seed(0), recipe)
     parameters = dict(way.network.named_parameters())
     assert {name.split(".")[-1] for name in parameters} == names
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     (group,) = way.optimizer.param_groups
-    scale = parameters["rnn.weight_ih_l0"].std().item()
-    assert scale == pytest.approx(0.03 if recipe.input_scale is None else 0.5, rel=0.2)  # of 200
-    assert (group["lr"], way.clip) == ((1e-4, 5.0) if recipe.rate is None else (0.1, 2.0))
+    assert parameters["rnn.weight_ih_l0"].std().item() == pytest.approx(scale, rel=0.2)  # of 200
+    assert group["lr"] == rate
     way.update()
     assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "bounds"),
+    [
+        ("addition", {}, (2.5, 10)),
+        ("addition", {"rate": 2e-4, "clip": None}, (1.25, 5)),
+        ("addition", {"rate": 2e-4, "clip": 3}, (3, 3)),
+        ("addition", {"first_clip": 1}, (1, 10)),
+        ("temporal_order", {}, (0.5, 0.5)),
+        ("temporal_order", {"rate": 1e-2, "first_clip": 2, "clip": 3}, (2, 3)),
+    ],
+)
+def test_the_bound_on_the_gradient_widens(monkeypatch, task, changes, bounds):
+    monkeypatch.setattr(four_ways, "FIRST_UPDATES", 2)
+    seen = []
+    monkeypatch.setattr(four_ways.nn.utils, "clip_grad_norm_", lambda parameters, bound: seen.append(bound))
+    recipe = four_ways.recipe_for(task, **changes)
+    way = four_ways.Momentum(tasks.make(task, 20), torch.Generator().manual_seed(0), recipe)
+    for _ in range(4):
+        way.update()
+    assert seen == pytest.approx([bounds[0]] * 2 + [bounds[1]] * 2)
 
 
 def test_hessian_free_runs():

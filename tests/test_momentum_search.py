@@ -13,7 +13,7 @@ from examples import four_ways, momentum_search
 from rnnfast import tasks
 from rnnfast.optim import momentum
 
-UPDATES, FALL, LOOK = 40, 10, 15
+UPDATES, FALL, LOOK, FIRST = 40, 10, 15, 25
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,7 @@ def short(monkeypatch, tmp_path):
     for module in (momentum, momentum_search):
         monkeypatch.setattr(module, "LOW_UPDATES", FALL)
     monkeypatch.setattr(momentum_search, "LOOK", LOOK)
+    monkeypatch.setattr(four_ways, "FIRST_UPDATES", FIRST)
     monkeypatch.setattr(momentum_search, "TEST", 200)
     monkeypatch.chdir(tmp_path)
 
@@ -50,6 +51,8 @@ def test_a_row_says_what_became_of_a_run(monkeypatch):
         "3e-3",
         "--clip",
         2,
+        "--first-clip",
+        1,
         "--seed",
         5,
         "--cue",
@@ -61,14 +64,28 @@ def test_a_row_says_what_became_of_a_run(monkeypatch):
     )
     (row,) = rows()
     settings = [row[name] for name in momentum_search.Run.__dataclass_fields__]
-    assert settings == ["addition", "20", "2", "False", "0.98", "0.003", "2.0", "True", "False", "0.5", "40", "5"]
+    assert settings == [
+        "addition",
+        "20",
+        "2",
+        "False",
+        "0.98",
+        "0.003",
+        "1.0",
+        "2.0",
+        "True",
+        "False",
+        "0.5",
+        "40",
+        "5",
+    ]
     assert row["command"].endswith("--cue 2 --biases --no-state --input-scale 0.5")
 
     # once more by hand
     task = tasks.addition(20, cue=2)
     test = task.sample(200, torch.Generator().manual_seed(1_000_005))
     torch.manual_seed(5)
-    recipe = four_ways.Recipe(0.98, 3e-3, 2.0, True, False, 0.5, UPDATES)
+    recipe = four_ways.Recipe(0.98, 3e-3, 1.0, 2.0, True, False, 0.5, UPDATES)
     way = four_ways.Momentum(task, torch.Generator().manual_seed(5), recipe)
     curve = {}
     for update in range(UPDATES + 1):
@@ -88,7 +105,7 @@ def test_a_row_has_the_sensitivity_of_the_outputs(monkeypatch):
     monkeypatch.setattr(momentum_search, "ASKED", 30)
     search(monkeypatch, "--rate", 0, "--clip", 1, "--seed", 3, "--input-scale", 0.1)
     (row,) = rows()
-    way = momentum_search.Run("addition", 20, 3, False, 0.995, 0.0, 1.0, False, True, 0.1, UPDATES, 3).make_way(
+    way = momentum_search.Run("addition", 20, 3, False, 0.995, 0.0, 1.0, 1.0, False, True, 0.1, UPDATES, 3).make_way(
         tasks.addition(20, cue=3)
     )
     test = tasks.addition(20, cue=3).sample(200, torch.Generator().manual_seed(1_000_003))
@@ -137,8 +154,9 @@ def test_what_was_stopped_goes_on(monkeypatch):
     monkeypatch.setattr(momentum_search, "perform", perform)
     search(monkeypatch, *options, "--resume")
     assert [without_seconds(row) for row in rows()] == [without_seconds(row) for row in rows("whole.csv")]
-    expected = [(rate, clip, seed) for rate, clip in (("0.001", "0.5"), ("0.01", "0.05")) for seed in "01"]
+    expected = [(rate, clip, seed) for rate, clip in (("0.001", "1.0"), ("0.01", "0.1")) for seed in "01"]
     assert [(row["rate"], row["clip"], row["seed"]) for row in rows()] == expected
+    assert [row["first_clip"] for row in rows()] == ["0.25", "0.25", "0.025", "0.025"]
 
     monkeypatch.setattr(momentum_search, "perform", stopped)  # would stop
     search(monkeypatch, *options, "--resume")
@@ -184,9 +202,9 @@ def test_table_and_plot(monkeypatch, capsys):
     assert len(cells) == 3
     found = rows()
     for line in cells:
-        group = [row for row in found if [row["mu"], row["updates"]] == [line[4], line[10]]]
-        assert line[11] == str(len(group)) and line[12] == {"0.0": "0.39", "0.995": "0.00025"}[line[4]]
-        for cell, column in zip(line[13:], ("ahead", "theta", "wrong"), strict=True):
+        group = [row for row in found if [row["mu"], row["updates"]] == [line[4], line[11]]]
+        assert line[12] == str(len(group)) and line[13] == {"0.0": "0.39", "0.995": "0.00025"}[line[4]]
+        for cell, column in zip(line[14:], ("ahead", "theta", "wrong"), strict=True):
             assert cell == f"{sum(float(row[column]) for row in group) / len(group):.5f}"
     image = matplotlib.image.imread("runs.png")
     assert image.shape[1] > 500 and image[..., :3].std() > 0.02
