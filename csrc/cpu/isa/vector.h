@@ -119,6 +119,29 @@ inline Vec<T> splat(T s) {
     return s - Vec<T>{};  // minus: exact for -0, too
 }
 
+// The larger and the lesser of x and a bound, by one instruction where there is one, which gives its second operand if
+// either is NaN: NaN stays.
+#if RNNFAST_VECTOR_BYTES == 64 && defined(__AVX512F__)
+inline Vec<float> at_least(Vec<float> x, Vec<float> low) { return _mm512_maskz_max_ps(__mmask16(-1), low, x); }
+inline Vec<float> at_most(Vec<float> x, Vec<float> high) { return _mm512_maskz_min_ps(__mmask16(-1), high, x); }
+inline Vec<double> at_least(Vec<double> x, Vec<double> low) { return _mm512_maskz_max_pd(__mmask8(-1), low, x); }
+inline Vec<double> at_most(Vec<double> x, Vec<double> high) { return _mm512_maskz_min_pd(__mmask8(-1), high, x); }
+#elif RNNFAST_VECTOR_BYTES == 32 && defined(__AVX2__)
+inline Vec<float> at_least(Vec<float> x, Vec<float> low) { return _mm256_max_ps(low, x); }
+inline Vec<float> at_most(Vec<float> x, Vec<float> high) { return _mm256_min_ps(high, x); }
+inline Vec<double> at_least(Vec<double> x, Vec<double> low) { return _mm256_max_pd(low, x); }
+inline Vec<double> at_most(Vec<double> x, Vec<double> high) { return _mm256_min_pd(high, x); }
+#else
+template <class V>
+inline V at_least(V x, V low) {
+    return x < low ? low : x;
+}
+template <class V>
+inline V at_most(V x, V high) {
+    return x > high ? high : x;
+}
+#endif
+
 inline Vec<float> reversed(Vec<float> v) {
     VecBits<float> order;
     for (int j = 0; j < lanes_of<float>; ++j) order[j] = lanes_of<float> - 1 - j;
