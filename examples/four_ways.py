@@ -70,7 +70,7 @@ class Recipe:
 
     mu: float = 0.995  # the momentum after the first 1000 updates
     rate: float = 1e-3  # of the mean loss
-    first_clip: float = 0.5  # bound on the gradient's norm in the first `FIRST_UPDATES`
+    first_clip: float = 0.5  # bound on the gradient's norm until the loss is `FOUND` times that of a guess
     clip: float = 0.5  # and from then on
     biases: bool = False  # of the hidden units
     state: bool = True  # is the initial state learned?
@@ -78,7 +78,8 @@ class Recipe:
     updates: int | None = None  # momentum falls to 0.9 for the last 1000 of them; None: never
 
 
-FIRST_UPDATES = 12_000  # a network that is finding the lag loses it by a large step; one that has it takes small ones
+FOUND = 0.5  # of a guess's loss: until then a large step loses what was found of the lag, after that it is rare
+AVERAGED = 200  # updates that the loss is averaged over, roughly
 RECIPES = {
     "addition": Recipe(rate=1e-4, first_clip=2.5, clip=10.0, input_scale=0.001),
     "multiplication": Recipe(rate=3e-4, first_clip=0.8, clip=3.3, input_scale=0.001),
@@ -124,9 +125,11 @@ class Gradients:
     def update(self):
         x, y, mask = self.task.sample(B, self.generator)
         self.optimizer.zero_grad()
-        self.task.loss(self.network(x, mask), y[mask]).backward()
+        loss = self.task.loss(self.network(x, mask), y[mask])
+        loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimizer.step()
+        return loss.item()
 
     @torch.no_grad()
     def outputs(self, x, mask):
@@ -157,12 +160,13 @@ class Momentum(Gradients):
     title = "echo-state init, momentum"
 
     def __init__(self, task, generator, recipe=None):
-        self.recipe, self.updates = recipe or recipe_for(task.name), 0
+        self.recipe = recipe or recipe_for(task.name)
+        self.clip = self.recipe.first_clip
         super().__init__(task, generator)
-
-    @property
-    def clip(self):
-        return self.recipe.first_clip if self.updates < FIRST_UPDATES else self.recipe.clip
+        batch = task.sample(1000, torch.Generator().manual_seed(0))
+        wanted = batch.y[batch.mask]
+        guess = self.network.readout.bias.detach().expand(len(wanted), -1)
+        self.loss = self.guess = task.loss(guess, wanted).item()
 
     def make_rnn(self):
         rnn = rnnfast.RNN(self.task.input_size, H, bias=self.recipe.biases)
@@ -177,9 +181,10 @@ class Momentum(Gradients):
         return optimizer
 
     def update(self):
-        super().update()
+        self.loss += (super().update() - self.loss) / AVERAGED
         self.schedule.step()
-        self.updates += 1
+        if self.loss < FOUND * self.guess:
+            self.clip = self.recipe.clip
 
     def outputs(self, x, mask):
         with self.schedule.at_theta():

@@ -28,7 +28,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import rnnfast
-from examples.four_ways import FIRST_UPDATES, MARKED, MEMORY, Momentum, Recipe, make_task, recipe_for
+from examples.four_ways import FOUND, MARKED, MEMORY, Momentum, Recipe, make_task, recipe_for
 from rnnfast import tasks
 from rnnfast.optim.momentum import LOW_UPDATES
 
@@ -236,7 +236,9 @@ def main():
         "--clip", type=float, nargs="+", help="bounds on the gradient's norm, default that of four_ways.py"
     )
     parser.add_argument(
-        "--first-clip", type=float, help=f"bound in the first {FIRST_UPDATES} updates, default likewise, or --clip"
+        "--first-clip",
+        type=float,
+        help=f"bound until the loss is {FOUND} times that of a guess, default likewise, or --clip",
     )
     parser.add_argument("--biases", action="store_true", help="hidden biases")
     parser.add_argument("--state", action=argparse.BooleanOptionalAction, default=True, help="learn the initial state")

@@ -202,15 +202,27 @@ def test_a_recipe_decides_what_is_learned_and_how_fast(changes, names, scale, ra
         ("temporal_order", {"rate": 1e-2, "first_clip": 2, "clip": 3}, (2, 3)),
     ],
 )
-def test_the_bound_on_the_gradient_widens(monkeypatch, task, changes, bounds):
-    monkeypatch.setattr(four_ways, "FIRST_UPDATES", 2)
-    seen = []
-    monkeypatch.setattr(four_ways.nn.utils, "clip_grad_norm_", lambda parameters, bound: seen.append(bound))
+def test_the_bound_on_the_gradient_widens_once_the_lag_is_found(monkeypatch, task, changes, bounds):
+    seen, losses = [], iter([0.6, 0.4, 0.7, 0.6])  # of what a guess would have
+
+    def update(way):
+        seen.append(way.clip)
+        return next(losses) * way.guess
+
+    monkeypatch.setattr(four_ways, "AVERAGED", 1)
+    monkeypatch.setattr(four_ways.Gradients, "update", update)
     recipe = four_ways.recipe_for(task, **changes)
     way = four_ways.Momentum(tasks.make(task, 20), torch.Generator().manual_seed(0), recipe)
     for _ in range(4):
         way.update()
     assert seen == pytest.approx([bounds[0]] * 2 + [bounds[1]] * 2)
+
+
+def test_a_guess_is_what_the_loss_is_compared_to():
+    way = four_ways.Momentum(tasks.addition(20), torch.Generator().manual_seed(0))
+    assert way.loss == way.guess == pytest.approx(1 / 6, rel=0.1)  # two uniform numbers
+    way.update()
+    assert 0 < abs(way.loss - way.guess) < way.guess / 10
 
 
 def test_hessian_free_runs():

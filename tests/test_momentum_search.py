@@ -13,7 +13,7 @@ from examples import four_ways, momentum_search
 from rnnfast import tasks
 from rnnfast.optim import momentum
 
-UPDATES, FALL, LOOK, FIRST = 40, 10, 15, 25
+UPDATES, FALL, LOOK = 40, 10, 15
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,6 @@ def short(monkeypatch, tmp_path):
     for module in (momentum, momentum_search):
         monkeypatch.setattr(module, "LOW_UPDATES", FALL)
     monkeypatch.setattr(momentum_search, "LOOK", LOOK)
-    monkeypatch.setattr(four_ways, "FIRST_UPDATES", FIRST)
     monkeypatch.setattr(momentum_search, "TEST", 200)
     monkeypatch.chdir(tmp_path)
 
