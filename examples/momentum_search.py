@@ -35,6 +35,7 @@ from rnnfast.optim.momentum import LOW_UPDATES
 TEST = 10_000  # sequences: 0.00025 of them is 2.5
 LOOK = 1000  # updates between two looks at them
 ASKED, DIRECTIONS = 300, 10  # sequences whose outputs are derived by the weights; singular values that a row has of it
+AT_ONCE = 20  # of them: all at once would take 12 GB
 PAPER = {  # table 5, Nesterov's method: by task and T the wrong sequences, or wrong symbols in each, by mu
     ("addition", 80): {0.0: 0.39, 0.9: 0.02, 0.98: 0.21, 0.995: 0.00025},
     ("multiplication", 80): {0.0: 0.48, 0.9: 0.36, 0.98: 0.22, 0.995: 0.0013},
@@ -82,16 +83,18 @@ def sensitivity(way, test):
     """Of numbers as outputs: the largest singular values s of their derivatives by all weights, root of the mean square
     over the sequences, and the share of the squared error that lies along these directions. The loss curves by 2 s^2,
     so Nesterov's method is stable up to rates of some 2/3 / s^2 of the largest, and slow where s is small."""
-    x, y, mask = (part[:, :ASKED] for part in test)
-    weights = list(way.network.parameters())
+    weights, errors, rows = list(way.network.parameters()), [], []
     with way.schedule.at_theta():
-        outputs = way.network(x, mask).flatten()
-        rows = torch.autograd.grad(outputs, weights, torch.eye(len(outputs)), is_grads_batched=True)
-    by_weights = torch.cat([row.flatten(1) for row in rows], 1).double() / math.sqrt(len(outputs))
+        for x, y, mask in zip(*(part[:, :ASKED].split(AT_ONCE, 1) for part in test), strict=True):
+            outputs = way.network(x, mask).flatten()
+            gradients = torch.autograd.grad(outputs, weights, torch.eye(len(outputs)), is_grads_batched=True)
+            rows.append(torch.cat([gradient.flatten(1) for gradient in gradients], 1).double())
+            errors.append((outputs.detach() - y[mask].flatten()).double())
+    error = torch.cat(errors)
+    by_weights = torch.cat(rows) / math.sqrt(len(error))
     if not by_weights.isfinite().all():
         return {}
     along, values, _ = torch.linalg.svd(by_weights, full_matrices=False)
-    error = (outputs.detach() - y[mask].flatten()).double()
     share = (along[:, :DIRECTIONS].T @ error).square().sum() / error.square().sum()
     return {
         "singular": " ".join(f"{value:.3g}" for value in values[:DIRECTIONS]),
