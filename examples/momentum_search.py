@@ -204,24 +204,27 @@ def table(rows):
 
 
 def plot(path, rows):
-    """The longest runs of each task and mu: their errors over updates, and the paper's value as a dashed line."""
+    """Of the longest runs of each task the best group of each mu: their errors over updates, and the paper's value as a
+    dashed line."""
     longest = {}
     for row in rows:
         longest[row["task"]] = max(longest.get(row["task"], 0), int(row["updates"]))
     _, axes = plt.subplots(1, len(longest), figsize=(6.5 * len(longest), 4.5), layout="constrained", squeeze=False)
     for axis, (name, updates) in zip(axes[0], longest.items(), strict=True):
-        whole = [row for row in rows if row["task"] == name and int(row["updates"]) == updates]
-        least, mus = 0.5 / TEST, sorted({row["mu"] for row in whole}, key=float)  # an axis that has no 0
-        for row in whole:
-            points = [point.split(":") for point in row["curve"].split()]
-            errors = [max(float(error), least) for _, error in points]
-            axis.plot([int(update) for update, _ in points], errors, f"C{mus.index(row['mu'])}", lw=1)
-        for number, mu in enumerate(mus):
-            paper = papers(next(row for row in whole if row["mu"] == mu))
+        best = {}
+        for group in groups([row for row in rows if row["task"] == name and int(row["updates"]) == updates]):
+            best.setdefault(group[0]["mu"], group)
+        least = 0.5 / TEST  # an axis that has no 0
+        for number, (mu, group) in enumerate(best.items()):
+            for row in group:
+                points = [point.split(":") for point in row["curve"].split()]
+                errors = [max(float(error), least) for _, error in points]
+                axis.plot([int(update) for update, _ in points], errors, f"C{number}", lw=1)
+            paper = papers(group[0])
             axis.plot([], [], f"C{number}", label=f"mu = {mu}" + ("" if paper is None else f" (paper {paper:g})"))
             if paper is not None:
                 axis.axhline(paper, color=f"C{number}", lw=1, ls="--")
-        axis.set(xlabel="updates", yscale="log", title=f"{name}, T={whole[0]['T']} (dashed: the paper)")
+        axis.set(xlabel="updates", yscale="log", title=f"{name}, T={group[0]['T']} (dashed: the paper)")
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("wrong of the test sequences, or wrong symbols in each")
     plt.savefig(path, dpi=120)
