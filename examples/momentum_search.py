@@ -73,6 +73,9 @@ class Run:
         return Momentum(task, torch.Generator().manual_seed(self.seed), recipe)
 
 
+SETTINGS = [setting.name for setting in fields(Run) if setting.name != "seed"]
+
+
 def error_on(test, run, task, outputs):
     """What the table counts, the mean over the test sequences: wrong sequences, or wrong symbols in each."""
     wrong = task.wrong(outputs, test.y, test.mask).double()
@@ -164,7 +167,7 @@ def groups(rows):
     """Rows that differ in their seed only, by what they share; the table's cells first, the best of a cell first."""
     found = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in Run.__dataclass_fields__ if name != "seed"), []).append(row)
+        found.setdefault(tuple(row[name] for name in SETTINGS), []).append(row)
     return sorted(found.values(), key=lambda group: (group[0]["task"], float(group[0]["mu"]), mean(group, "wrong")))
 
 
@@ -178,27 +181,13 @@ def papers(row):
 
 def table(rows):
     """The paper's error beside those of the runs, means over their seeds."""
-    result = Table(
-        "task",
-        "T",
-        "cue",
-        "recall only",
-        "mu",
-        "rate",
-        "first clip",
-        "clip",
-        "biases",
-        "state",
-        "input scale",
-        "updates",
-        "seeds",
-    )
+    result = Table(*(name.replace("_", " ") for name in SETTINGS), "seeds")
     for column in ("paper", "ahead, before the fall", "theta, before the fall", "theta, at the end"):
         result.add_column(column, justify="right")
     for group in groups(rows):
         first, paper = group[0], papers(group[0])
         errors = (f"{mean(group, column):.5f}" for column in ("ahead", "theta", "wrong"))
-        settings = (first[name] for name in Run.__dataclass_fields__ if name != "seed")
+        settings = (first[name] for name in SETTINGS)
         result.add_row(*settings, str(len(group)), "" if paper is None else f"{paper:g}", *errors)
     return result
 
@@ -272,14 +261,8 @@ def main():
         parser.error(str(error))
     cue, recall_only = args.cue if args.task in MARKED else 0, args.recall_only and args.task in MEMORY
     for mu, rate, clip, seed in product(args.mu, args.rate or [None], args.clip or [None], args.seed):
-        settings = {
-            "mu": mu,
-            "rate": rate,
-            "first_clip": args.first_clip,
-            "clip": clip,
-            "input_scale": args.input_scale,
-        }
-        recipe = recipe_for(args.task, **settings, biases=args.biases, state=args.state, updates=args.updates)
+        given = {"rate": rate, "clip": clip, "first_clip": args.first_clip, "input_scale": args.input_scale}
+        recipe = recipe_for(args.task, mu=mu, biases=args.biases, state=args.state, updates=args.updates, **given)
         run = Run(args.task, args.T, cue, recall_only, **asdict(recipe), seed=seed)
         if not run.is_in(rows):
             row = perform(run)
