@@ -52,28 +52,28 @@ class Run:
     T: int
     cue: int
     recall_only: bool
-    mu: float
-    rate: float
-    first_clip: float
-    clip: float
-    biases: bool
-    state: bool
-    input_scale: float
-    updates: int
+    recipe: Recipe
     seed: int
+
+    def settings(self):
+        """The columns of a row that name the run."""
+        return (
+            {"task": self.task, "T": self.T, "cue": self.cue, "recall_only": self.recall_only}
+            | asdict(self.recipe)
+            | {"seed": self.seed}
+        )
 
     def is_in(self, rows):
         """Is one of these rows this run's?"""
-        mine = {name: str(value) for name, value in asdict(self).items()}
+        mine = {name: str(value) for name, value in self.settings().items()}
         return any(mine.items() <= row.items() for row in rows)
 
     def make_way(self, task):
         torch.manual_seed(self.seed)
-        recipe = Recipe(**{setting.name: getattr(self, setting.name) for setting in fields(Recipe)})
-        return Momentum(task, torch.Generator().manual_seed(self.seed), recipe)
+        return Momentum(task, torch.Generator().manual_seed(self.seed), self.recipe)
 
 
-SETTINGS = [setting.name for setting in fields(Run) if setting.name != "seed"]
+SETTINGS = ["task", "T", "cue", "recall_only", *(setting.name for setting in fields(Recipe))]  # but for the seed
 
 
 def error_on(test, run, task, outputs):
@@ -111,22 +111,23 @@ def perform(run):
     as `sensitivity` in the end."""
     task = make_task(run.task, run.T, run.cue, run.recall_only)
     way, test = run.make_way(task), task.sample(TEST, torch.Generator().manual_seed(run.seed + 1_000_000))
-    falls, curve, ahead, start = run.updates - LOW_UPDATES, {}, float("nan"), time.perf_counter()
-    title = f"{run.task} mu={run.mu} rate={run.rate} clip={run.clip} seed={run.seed}"
-    for update in tqdm(range(run.updates + 1), desc=title, disable=None):
-        if update % LOOK == 0 or update in (falls, run.updates):
+    updates = run.recipe.updates
+    falls, curve, ahead, start = updates - LOW_UPDATES, {}, float("nan"), time.perf_counter()
+    title = f"{run.task} mu={run.recipe.mu} rate={run.recipe.rate} clip={run.recipe.clip} seed={run.seed}"
+    for update in tqdm(range(updates + 1), desc=title, disable=None):
+        if update % LOOK == 0 or update in (falls, updates):
             outputs = way.outputs(test.x, test.mask)
             curve[update] = error_on(test, run, task, outputs)
             if update == falls:
                 ahead = error_on(test, run, task, way.outputs_ahead(test.x, test.mask))
             if not outputs.isfinite().all():
                 break
-        if update < run.updates:
+        if update < updates:
             way.update()
     found = {
         "ahead": ahead,
         "theta": curve.get(falls, float("nan")),
-        "wrong": curve.get(run.updates, float("nan")),  # NaN: diverged before
+        "wrong": curve.get(updates, float("nan")),  # NaN: diverged before
         "lowest": min(curve.values()),
         "seconds": round(time.perf_counter() - start),
         "curve": " ".join(f"{update}:{error:.6g}" for update, error in curve.items()),
@@ -138,7 +139,7 @@ def perform(run):
     }
     if run.task in ("addition", "multiplication"):
         found |= sensitivity(way, test)
-    return asdict(run) | found
+    return run.settings() | found
 
 
 def read(path):
@@ -263,7 +264,7 @@ def main():
     for mu, rate, clip, seed in product(args.mu, args.rate or [None], args.clip or [None], args.seed):
         given = {"rate": rate, "clip": clip, "first_clip": args.first_clip, "input_scale": args.input_scale}
         recipe = recipe_for(args.task, mu=mu, biases=args.biases, state=args.state, updates=args.updates, **given)
-        run = Run(args.task, args.T, cue, recall_only, **asdict(recipe), seed=seed)
+        run = Run(args.task, args.T, cue, recall_only, recipe, seed)
         if not run.is_in(rows):
             row = perform(run)
             append(args.csv, row)

@@ -62,7 +62,7 @@ def test_a_row_says_what_became_of_a_run(monkeypatch):
         0.5,
     )
     (row,) = rows()
-    settings = [row[name] for name in momentum_search.Run.__dataclass_fields__]
+    settings = [row[name] for name in (*momentum_search.SETTINGS, "seed")]
     assert settings == [
         "addition",
         "20",
@@ -104,9 +104,8 @@ def test_a_row_has_the_sensitivity_of_the_outputs(monkeypatch):
     monkeypatch.setattr(momentum_search, "ASKED", 30)
     search(monkeypatch, "--rate", 0, "--clip", 1, "--seed", 3, "--input-scale", 0.1)
     (row,) = rows()
-    way = momentum_search.Run("addition", 20, 3, False, 0.995, 0.0, 1.0, 1.0, False, True, 0.1, UPDATES, 3).make_way(
-        tasks.addition(20, cue=3)
-    )
+    recipe = four_ways.Recipe(0.995, 0.0, 1.0, 1.0, False, True, 0.1, UPDATES)
+    way = momentum_search.Run("addition", 20, 3, False, recipe, 3).make_way(tasks.addition(20, cue=3))
     test = tasks.addition(20, cue=3).sample(200, torch.Generator().manual_seed(1_000_003))
     x, mask, wanted = test.x[:, :30], test.mask[:, :30], test.y[:, :30][test.mask[:, :30]].flatten()
     outputs = way.network(x, mask).flatten()
