@@ -80,10 +80,8 @@ class Recipe:
 
 FOUND = 0.5  # of a guess's loss: until then a large step loses what was found of the lag, after that it is rare
 AVERAGED = 200  # updates that the loss is averaged over, roughly
-RECIPES = {
-    "addition": Recipe(rate=1e-4, first_clip=2.5, clip=10.0, input_scale=0.001),
-    "multiplication": Recipe(rate=3e-4, first_clip=0.8, clip=3.3, input_scale=0.001),
-}
+NUMBERS = Recipe(first_clip=0.25, clip=1.0, input_scale=0.001)
+RECIPES = {"addition": NUMBERS, "multiplication": NUMBERS}
 
 
 def recipe_for(task, **changes):
@@ -354,11 +352,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help=f"a budget of {QUICK.seconds} seconds")
     parser.add_argument("--full", action="store_true", help=f"no limit of time: {FULL.updates} updates for each way")
     parser.add_argument("--momentum", type=float, default=Recipe.mu, help="mu_0 of momentum, default 0.995")
-    parser.add_argument(
-        "--rate",
-        type=float,
-        help="learning rate of momentum, default 1e-4 for addition, 3e-4 for multiplication, else 1e-3",
-    )
+    parser.add_argument("--rate", type=float, help=f"learning rate of momentum, default {Recipe.rate}")
     parser.add_argument("--clip", type=float, help="bound on momentum's gradient norm, default the task's recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", default="four_ways.png", metavar="FILE")

@@ -1,7 +1,7 @@
 """Runs for table 5 of Sutskever et al. (2013): echo-state initialisation and momentum, one row of a CSV file for each.
 
-    python -m examples.momentum_search --rate 1e-4 3e-4 --updates 5000 --csv runs.csv       # short runs find the rate
-    python -m examples.momentum_search --rate 1e-4 --seed 0 1 2 3 --csv runs.csv --resume   # whole ones the error
+    python -m examples.momentum_search --rate 3e-4 1e-3 --updates 5000 --csv runs.csv       # short runs find the rate
+    python -m examples.momentum_search --rate 1e-3 --seed 0 1 2 3 --csv runs.csv --resume   # whole ones the error
     python -m examples.momentum_search --csv runs.csv --plot runs.png                       # wrong against updates
 
 Every combination of the rates, bounds and seeds that are given is one run. With --resume those whose rows the file has
@@ -196,6 +196,7 @@ def table(rows):
 def plot(path, rows):
     """Of the longest runs of each task the best group of each mu: their errors over updates, and the paper's value as a
     dashed line."""
+    colors = {mu: f"C{number}" for number, mu in enumerate(sorted({row["mu"] for row in rows}, key=float))}
     longest = {}
     for row in rows:
         longest[row["task"]] = max(longest.get(row["task"], 0), int(row["updates"]))
@@ -205,15 +206,15 @@ def plot(path, rows):
         for group in groups([row for row in rows if row["task"] == name and int(row["updates"]) == updates]):
             best.setdefault(group[0]["mu"], group)
         least = 0.5 / TEST  # an axis that has no 0
-        for number, (mu, group) in enumerate(best.items()):
+        for mu, group in best.items():
             for row in group:
                 points = [point.split(":") for point in row["curve"].split()]
                 errors = [max(float(error), least) for _, error in points]
-                axis.plot([int(update) for update, _ in points], errors, f"C{number}", lw=1)
+                axis.plot([int(update) for update, _ in points], errors, colors[mu], lw=1)
             paper = papers(group[0])
-            axis.plot([], [], f"C{number}", label=f"mu = {mu}" + ("" if paper is None else f" (paper {paper:g})"))
+            axis.plot([], [], colors[mu], label=f"mu = {mu}" + ("" if paper is None else f" (paper {paper:g})"))
             if paper is not None:
-                axis.axhline(paper, color=f"C{number}", lw=1, ls="--")
+                axis.axhline(paper, color=colors[mu], lw=1, ls="--")
         axis.set(xlabel="updates", yscale="log", title=f"{name}, T={group[0]['T']} (dashed: the paper)")
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("wrong of the test sequences, or wrong symbols in each")

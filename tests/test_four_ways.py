@@ -169,7 +169,7 @@ def test_momentum_is_tested_at_theta():
 @pytest.mark.parametrize(
     ("changes", "names", "scale", "rate"),
     [
-        ({}, {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}, 0.001, 1e-4),
+        ({}, {"weight_ih_l0", "weight_hh_l0", "weight", "bias", "h_0"}, 0.001, 1e-3),
         (
             {"biases": True, "state": False, "rate": 0.1, "input_scale": 0.5},
             {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight", "bias"},
@@ -194,10 +194,10 @@ def test_a_recipe_decides_what_is_learned_and_how_fast(changes, names, scale, ra
 @pytest.mark.parametrize(
     ("task", "changes", "bounds"),
     [
-        ("addition", {}, (2.5, 10)),
-        ("addition", {"rate": 2e-4, "clip": None}, (1.25, 5)),
-        ("addition", {"rate": 2e-4, "clip": 3}, (3, 3)),
-        ("addition", {"first_clip": 1}, (1, 10)),
+        ("addition", {}, (0.25, 1)),
+        ("addition", {"rate": 2e-3, "clip": None}, (0.125, 0.5)),
+        ("addition", {"rate": 2e-3, "clip": 3}, (3, 3)),
+        ("addition", {"first_clip": 0.5}, (0.5, 1)),
         ("temporal_order", {}, (0.5, 0.5)),
         ("temporal_order", {"rate": 1e-2, "first_clip": 2, "clip": 3}, (2, 3)),
     ],
