@@ -200,8 +200,10 @@ def plot(path, rows):
     longest = {}
     for row in rows:
         longest[row["task"]] = max(longest.get(row["task"], 0), int(row["updates"]))
-    _, axes = plt.subplots(1, len(longest), figsize=(6.5 * len(longest), 4.5), layout="constrained", squeeze=False)
-    for axis, (name, updates) in zip(axes[0], longest.items(), strict=True):
+    down, across = math.ceil(len(longest) / 2), min(2, len(longest))
+    figure = plt.figure(figsize=(6.5 * across, 4.5 * down), layout="constrained")
+    for place, (name, updates) in enumerate(longest.items(), 1):
+        axis = figure.add_subplot(down, across, place)
         best = {}
         for group in groups([row for row in rows if row["task"] == name and int(row["updates"]) == updates]):
             best.setdefault(group[0]["mu"], group)
@@ -217,8 +219,9 @@ def plot(path, rows):
                 axis.axhline(paper, color=colors[mu], lw=1, ls="--")
         axis.set(xlabel="updates", yscale="log", title=f"{name}, T={group[0]['T']} (dashed: the paper)")
         axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("wrong of the test sequences, or wrong symbols in each")
-    plt.savefig(path, dpi=120)
+    figure.supylabel("wrong of the test sequences, or wrong symbols in each", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main():
